@@ -7,12 +7,12 @@ ARGS ?=
 # Without bytecode each process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast test-clients test-trainers lint bench soak parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast test-clients test-cluster test-trainers lint bench soak parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-serve: $(VENV)/.serve ## run the whole service on this machine; ARGS="--http-port 9000" passes flags on
+serve: $(VENV)/.serve ## run the whole service on this machine; ARGS="--http-port 9000" passes flags on; TORCH=cpu|cuda
 	exec $(BIN)/convmlp serve $(ARGS)
 
 # Each process has one thread for computing; tests/conftest.py has their number.
@@ -29,6 +29,18 @@ test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: fo
 
 test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KServe's, generated ones; in .clients/
 	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
+
+# An environment of its own, which has the packages of .venv as well: Ray brings fifty more.
+CLUSTER := .cluster/venv
+test-cluster: $(CLUSTER)/.ray ## the service on two and three Ray nodes of this machine; minutes; in .cluster/
+	$(CLUSTER)/bin/python -m pytest tests/cluster tests/service/cluster/test_config_file.py $(ARGS)
+
+$(CLUSTER)/.ray: $(VENV)/.dev pyproject.toml
+	$(PYTHON) -m venv $(CLUSTER)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(CLUSTER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[serve,data]==2.60.0'
+	@touch $@
 
 test-trainers: $(VENV)/.dev ## imports of what timm, Lightning and mmengine write, with their own savers; in .clients/
 	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/trainers $(ARGS)
@@ -53,7 +65,6 @@ proto: $(VENV)/.dev ## make the gRPC code of proto/ anew, after a change there
 	$(BIN)/python proto/generate.py
 
 # Docker: docs/deployment.md. COMPOSE_FILE in .env selects the files of the deployment, and so its device.
-TORCH ?= cuda
 export CONVMLP_REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || echo 315532800)
 
@@ -68,11 +79,11 @@ images: ## build the images
 	docker compose build
 
 sbom: ## write what the images hold to build/sbom; TORCH=cpu for those without a GPU
-	docker build -f docker/Dockerfile --target sbom --build-arg TORCH=$(TORCH) --build-context wheels=docker/wheels \
+	docker build -f docker/Dockerfile --target sbom --build-arg TORCH=$(or $(TORCH),cuda) --build-context wheels=docker/wheels \
 	  --output build/sbom .
 
 wheels: $(BIN)/python ## fill docker/wheels for builds without network; TORCH=cpu for those without a GPU
-	$(BIN)/python docker/fetch.py $(TORCH) docker/wheels
+	$(BIN)/python docker/fetch.py $(or $(TORCH),cuda) docker/wheels
 
 locks: $(BIN)/python ## pin all packages anew, the images' too; ARGS=--upgrade takes newer versions
 	$(PIP) install uv
@@ -83,7 +94,7 @@ test-compose: $(VENV)/.dev ## build the images and test the containers: needs a 
 	CONVMLP_TEST_COMPOSE=1 $(BIN)/python -m pytest tests/compose $(ARGS)
 
 clean: ## remove the environment and all caches
-	rm -rf $(VENV) .bench .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .bench .clients .cluster .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis *.egg-info
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -93,11 +104,14 @@ $(BIN)/python:
 # The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
 INPUTS := pyproject.toml setup.py model/resample.c model/resample_avx2.h client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
-# requirements/ pins all of it. torch alone has no hashes there: which build it is, is the user's choice of an index.
+# requirements/ pins all of it. torch alone has no hashes there: its builds come from several indexes. Without TORCH it is
+# the one for CPUs where there is no NVIDIA driver. pip shows the progress of this package, the only large one.
 $(VENV)/.serve: $(INPUTS) requirements/torch.txt requirements/serve.txt | $(BIN)/python
-	$(PIP) install --require-hashes --no-deps --requirement requirements/serve.txt
-	$(PIP) install --constraint requirements/torch.txt torch
-	$(PIP) install --no-deps --no-build-isolation --editable ./client --editable .
+	@echo "Installing $$(grep -c '==' requirements/serve.txt) packages into $(VENV), and torch; only the first time."
+	@$(PIP) install --require-hashes --no-deps --requirement requirements/serve.txt
+	@build=$$($(BIN)/python requirements/torch_build.py $(or $(TORCH),auto)) && \
+	  $(BIN)/python -m pip --disable-pip-version-check install --constraint requirements/torch.txt $$build torch
+	@$(PIP) install --no-deps --no-build-isolation --editable ./client --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.serve requirements/dev.txt

@@ -3,8 +3,9 @@
     python -m benchmarks.batch FOLDER [--task classify] [--precision fp32] [--pictures 600] [--rounds 3]
 
 In each round the service gets all pictures from 32 clients, and then a batch job scores them, with the same model in
-the same precision. Each figure is of all processes: of the service while it answers, of the job between an eighth of its
-rows and its last ones, so that neither has its start in it. `start` is the job's CPU before its first row.
+the same precision. Each figure is of all processes: of the service while it answers, of the job from an eighth of its
+rows to its last ones, so that neither has its start in it. `start` is the job's CPU before its first row. Other flags
+are passed on to the job, such as `--address local`.
 """
 
 from __future__ import annotations

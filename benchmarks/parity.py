@@ -1,13 +1,15 @@
-"""`make parity`: the deviation of bf16, fp16, channels-last, folded batch norm and compilation from plain fp32.
+"""`make parity`: the deviation of bf16, fp16, int8, channels-last, folded batch norm and compilation from plain fp32.
 
 Each model answers each picture in plain fp32 (eager, contiguous, nothing folded). That is the truth for the same model
-in each variant. Times are medians for one picture at a time, for orientation only. Compilation takes about a minute a
-model, and again with the second input shape; torch caches its results.
+in each variant. `int8` is the model as `convmlp models quantize` makes it of these pictures, as it is served. Times are
+medians for one picture at a time, for orientation only. Compilation takes about a minute a model, and again with the
+second input shape; torch caches its results.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,16 +28,20 @@ from benchmarks.parity_agreement import Agreement, agreement
 from benchmarks.parity_models import FAMILIES, random_bundle
 from benchmarks.parity_pictures import read_pictures, varied_reference
 from model.bundle import Bundle, bundle_names, find_bundle, read_bundle
+from model.errors import BundleInvalid
 from model.net.weights import DTYPES, DtypeName
-from model.predictor import Optimisations, Predictor, default_device
+from model.precision import Precision, make_predictor
+from model.predictor import Optimisations, Predictor, default_device, load_network
 from model.preprocess import prepare
+from model.quantisation.quantise import quantise
 from model.spec import DetectPostSpec
-from model.types import Batch, Image, QueryParams, RawOutput
+from model.types import Batch, Image, ModelInput, QueryParams, RawOutput
+from service.cli.model_quantise import MINIMUM
 from tests import goldens
 
 OPTIMISATIONS = ("channels-last", "folded", "onednn", "compiled")
 """Fields of `Optimisations`."""
-VARIANTS = "channels-last,folded,channels-last+folded+onednn,bf16,fp16,bf16+channels-last+folded+onednn,compiled"
+VARIANTS = "channels-last,folded,channels-last+folded+onednn,bf16,fp16,bf16+channels-last+folded+onednn,int8,compiled"
 TIMED_PICTURES = 6
 COLUMNS = {
     "top1": ("top-1", ".4f"),
@@ -51,19 +58,23 @@ COLUMNS = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """`name` consists of parts joined by +; each changes one property of plain fp32."""
+    """`name` consists of parts joined by +; each changes one property of plain fp32. `int8` is one alone."""
 
     name: str
-    precision: DtypeName
+    precision: DtypeName | Literal["int8"]
     optimisations: Optimisations
 
     @classmethod
     def parse(cls, name: str) -> Variant:
         """Raises ValueError: a part is unknown."""
+        if name == "int8":
+            return cls(name, "int8", Optimisations())
         parts = name.split("+")
         unknown = [part for part in parts if part not in {*DTYPES, *OPTIMISATIONS}]
         if unknown:
-            raise ValueError(f"{unknown[0]!r} is none of {', '.join(DTYPES)}, {', '.join(OPTIMISATIONS)}")
+            raise ValueError(
+                f"{unknown[0]!r} is none of {', '.join(DTYPES)}, {', '.join(OPTIMISATIONS)}; int8 stands alone"
+            )
         precision: DtypeName = next((one for one in DTYPES if one in parts), "fp32")
         optimisations = Optimisations(**{name.replace("-", "_"): name in parts for name in OPTIMISATIONS})
         return cls(name, precision, optimisations)
@@ -143,12 +154,12 @@ def compare(
     post = config.postprocessing
     mask_threshold = post.mask_threshold if isinstance(post, DetectPostSpec) else 0.5
     plain = Variant("fp32", "fp32", Optimisations(channels_last=False))
-    expected, ms = answers(bundle, plain, batches, device)
+    expected, ms = answers(bundle, plain, inputs, batches, device)
     yield Row(config.name, plain.name, Agreement(), ms)
     for variant in variants:
         try:
-            found, ms = answers(bundle, variant, batches, device)
-        except RuntimeError as error:
+            found, ms = answers(bundle, variant, inputs, batches, device)
+        except (RuntimeError, BundleInvalid) as error:
             # An operator lacks this dtype, or a compiler is missing: the other rows are still useful.
             yield Row(config.name, variant.name, Agreement(), None, reason(error))
             continue
@@ -156,12 +167,35 @@ def compare(
         yield Row(config.name, variant.name, agreement(expected, found, sizes, mask_threshold), ms)
 
 
+@contextlib.contextmanager
+def predictor_of(
+    bundle: Bundle, variant: Variant, inputs: Sequence[ModelInput], device: torch.device
+) -> Iterator[Predictor]:
+    """A variant of a model. Without int8 weights, `int8` makes them, and removes their files again.
+
+    Raises:
+        BundleInvalid: int8 is not possible with this model, processor or device.
+    """
+    if variant.precision != "int8":
+        yield Predictor(bundle, device, variant.precision, variant.optimisations)
+        return
+    with tempfile.TemporaryDirectory() as store:
+        if bundle.config.precision != "int8":
+            bundle = quantise(bundle, inputs, Path(store), "int8", minimum=MINIMUM, allow=True)
+        yield make_predictor(bundle, device, Precision.INT8, load_network(bundle))
+
+
 def answers(
-    bundle: Bundle, variant: Variant, batches: Sequence[Batch], device: torch.device
+    bundle: Bundle, variant: Variant, inputs: Sequence[ModelInput], batches: Sequence[Batch], device: torch.device
 ) -> tuple[list[RawOutput], float]:
     """The answer to each batch of one, and the median milliseconds of one after a warm-up with all shapes."""
     torch.compiler.reset()  # code compiled for another model is not needed, and counts towards torch's limits
-    predictor = Predictor(bundle, device, variant.precision, variant.optimisations)
+    with predictor_of(bundle, variant, inputs, device) as predictor:
+        return timed_answers(predictor, batches)
+
+
+def timed_answers(predictor: Predictor, batches: Sequence[Batch]) -> tuple[list[RawOutput], float]:
+    """As `answers`."""
     outputs = [predictor.predict(batch)[0] for batch in batches]
     seconds = []
     for batch in batches[:TIMED_PICTURES]:
@@ -171,7 +205,7 @@ def answers(
     return outputs, statistics.median(seconds) * 1000
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: Exception) -> str:
     """The first line of a message that may be long."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -98,6 +98,8 @@ SLOW = (
     "model/test_onnx.py",
     "model/zoo/test_transfer.py",
     "test_fork_server.py",
+    "service/batch/test_job.py",
+    "service/batch/test_ray_pool.py",
     "service/cli/test_*.py",
     "*/test_logs*.py",
     "*/test_compute_libraries.py",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from service.cli.environment import OTHERS
 from service.errors import DOMAIN_ERRORS
 from service.frontend.grpc.status import ERROR_TABLE as GRPC_TABLE
 from service.frontend.http.problems import ERROR_TABLE as HTTP_TABLE
@@ -126,7 +127,6 @@ def test_bounds_that_are_constants_have_the_codes_values() -> None:
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.parent.name != "client"], ids=lambda page: page.name)
 def test_variables_are_read(page: Path) -> None:
-    """Each variable CONVMLP_… of a page is a setting, or one of the compose files."""
-    compose = (ROOT / ".env.example").read_text(encoding="utf-8")
+    """Each variable CONVMLP_… of a page is a setting, or one of the commands or of the compose files."""
     for name in set(re.findall(r"\bCONVMLP_[A-Z_]*[A-Z]\b", page.read_text(encoding="utf-8"))):
-        assert name.removeprefix("CONVMLP_").lower() in Settings.model_fields or f"{name}=" in compose, name
+        assert name.removeprefix("CONVMLP_").lower() in Settings.model_fields or name in OTHERS, name

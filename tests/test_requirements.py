@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+import socket
+import threading
 import tomllib
+from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from requirements import torch_build
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCKS = {name: (ROOT / "requirements" / f"{name}.txt").read_text() for name in ("torch", "serve", "dev", "bench")}
@@ -97,3 +102,35 @@ def test_service_and_client_are_of_one_version() -> None:
     (client,) = (one for one in map(Requirement, SERVICE["dependencies"]) if one.name == "convmlp-client")
     assert str(client.specifier) == f"=={CLIENT['version']}"
     assert SERVICE["version"] == CLIENT["version"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "platform", "has_driver", "build"),
+    [
+        ("auto", "linux", False, "cpu"),
+        ("auto", "linux", True, None),
+        ("auto", "darwin", False, None),
+        ("cpu", "linux", True, "cpu"),
+        ("cuda", "linux", False, None),
+        ("cu128", "linux", False, "cu128"),
+    ],
+)
+def test_torch_is_for_cpus_where_there_is_no_gpu(
+    wanted: str, platform: str, has_driver: bool, build: str | None
+) -> None:
+    """PyPI's build for Linux has gigabytes of CUDA; a user's choice wins."""
+    assert torch_build.build_for(wanted, platform, has_driver=has_driver) == build
+
+
+def test_an_index_that_is_not_reachable_is_left_out() -> None:
+    """Where a network reaches a mirror only, or pip is to use no index, the installation goes on without delay."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+        assert not torch_build.reaches(address, timeout_s=0.2)
+    assert not torch_build.reaches(address)
+    server = HTTPServer(("127.0.0.1", 0), SimpleHTTPRequestHandler)
+    answering = threading.Thread(target=server.handle_request)
+    answering.start()
+    assert torch_build.reaches(f"http://127.0.0.1:{server.server_port}/")
+    answering.join()
+    server.server_close()

@@ -6,12 +6,12 @@ inside each partition run beside its fully connected layer; `reparameterise` mer
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.families.repmlpnet import RepMLPNetSpec
@@ -124,17 +124,21 @@ class PartitionMixer(ChainedModule, ResidualModule):
         scale, shift = scale_and_shift(self.fc3_bn)
         weight = self.fc3.weight.double().view(sets, positions, positions) * scale[:, None, None]
         bias = shift[:, None].expand(sets, positions).clone()
-        # Each unit vector is a picture with a single bright position: its convolution is a column of the matrix.
-        units = torch.eye(positions, dtype=torch.float64).view(positions, 1, side, side)
+        # By set, and row and column of the output and of the input.
+        taps = weight.view(sets, side, side, side, side)
+        rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
         for kernel in self.kernels:
             branch = self.get_submodule(f"repconv{kernel}")
             assert isinstance(branch, ConvModule)
             assert isinstance(branch.bn, nn.BatchNorm2d)
             scale, shift = scale_and_shift(branch.bn)
             filters = branch.conv.weight.double() * scale[:, None, None, None]
-            for at, filter_ in enumerate(filters):
-                columns = F.conv2d(units, filter_[None], padding=kernel // 2)
-                weight[at] += columns.view(positions, positions).T
+            # Each weight of a filter is a diagonal of the matrix, without the inputs that lie in the padding.
+            for down, right in itertools.product(range(-(kernel // 2), kernel // 2 + 1), repeat=2):
+                inside = (rows + down >= 0) & (rows + down < side) & (columns + right >= 0) & (columns + right < side)
+                row, column = rows[inside], columns[inside]
+                factors = filters[:, 0, kernel // 2 + down, kernel // 2 + right, None]
+                taps[:, row, column, row + down, column + right] += factors
             bias += shift[:, None]
             delattr(self, f"repconv{kernel}")
         del self.fc3_bn

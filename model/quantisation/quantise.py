@@ -20,6 +20,7 @@ from model.predictor import load_network, reference_answer
 from model.quantisation.agreement import MAIN_FIGURE, agreement, answers
 from model.quantisation.pictures import halves
 from model.quantisation.ranges import Unit, measure_units
+from model.quantisation.rounding import Integers, round_weights, set_integers
 from model.quantisation.sensitivity import unit_errors
 from model.types import ModelInput, Result
 
@@ -91,11 +92,13 @@ def quantise(
     except NotFinite as error:
         raise BundleInvalid(f"model {config.name} cannot be quantised: {error.detail}") from None
     figure = MAIN_FIGURE[config.task]
+    names = [name for unit in units for name in unit.ranges]
+    integers = round_weights(bundle, names, for_ranges, lambda done: on_progress("weights", done, len(names)))
 
     def attempt(wide: Sequence[Unit]) -> Attempt:
-        return _attempt(bundle, units, wide, for_agreement, expected, on_progress)
+        return _attempt(bundle, units, wide, integers, for_agreement, expected, on_progress)
 
-    errors = unit_errors(bundle, units, for_ranges, lambda done: on_progress("sensitivity", done, len(units)))
+    errors = unit_errors(bundle, units, integers, for_ranges, lambda done: on_progress("sensitivity", done, len(units)))
     order = [units[at] for at in sorted(range(len(units)), key=lambda at: -errors[at] / units[at].products)]
     first = _first_wide(order)
     order, count = [*first, *(unit for unit in order if unit not in first)], len(first)
@@ -115,7 +118,7 @@ def quantise(
         agreement=best.agreement,
         agreement_pictures=len(for_agreement),
     )
-    return _write(bundle, store, name, best.ranges, quantisation)
+    return _write(bundle, store, name, best.ranges, integers, quantisation)
 
 
 def _first_wide(order: Sequence[Unit]) -> list[Unit]:
@@ -143,6 +146,7 @@ def _attempt(
     bundle: Bundle,
     units: Sequence[Unit],
     wide: Sequence[Unit],
+    integers: Integers,
     inputs: Sequence[ModelInput],
     expected: Sequence[Result],
     on_progress: Progress,
@@ -156,17 +160,25 @@ def _attempt(
         made_from=config.name, pictures=1, layers=len(ranges), wide_layers=names, agreement={}, agreement_pictures=1
     )
     with tempfile.TemporaryDirectory(prefix="convmlp-quantise-") as folder:
-        made = _write(bundle, Path(folder), config.name, ranges, draft)
+        made = _write(bundle, Path(folder), config.name, ranges, integers, draft)
         predictor = make_predictor(made, CPU, Precision.INT8, load_network(made))
         found = answers(predictor, config, inputs, lambda done: on_progress(stage, done, len(inputs)))
         mismatch = compare_precisions(made, CPU, load_network(made))[Precision.INT8]
     return Attempt(ranges, names, agreement(found, expected, config), mismatch)
 
 
-def _write(bundle: Bundle, store: Path, name: str, ranges: dict[str, InputRange], quantisation: Quantisation) -> Bundle:
+def _write(
+    bundle: Bundle,
+    store: Path,
+    name: str,
+    ranges: dict[str, InputRange],
+    integers: Integers,
+    quantisation: Quantisation,
+) -> Bundle:
     config = bundle.config
     network = build_network(config.architecture, len(config.labels))
     load_weights(network, bundle)
+    set_integers(network, list(ranges), integers)
     metadata = BundleMetadata(
         name=name,
         architecture=config.architecture,

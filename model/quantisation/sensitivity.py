@@ -17,6 +17,7 @@ from model.net.normalise import Normalise
 from model.net.quantisation import InputRanges
 from model.predictor import load_network, output_tensors
 from model.quantisation.ranges import Unit
+from model.quantisation.rounding import Integers, set_integers
 from model.spec import KeepRatioSpec
 from model.types import ModelInput, Task
 
@@ -26,7 +27,11 @@ PICTURES = 4
 
 @torch.inference_mode()
 def unit_errors(
-    bundle: Bundle, units: Sequence[Unit], inputs: Sequence[ModelInput], on_progress: Callable[[int], None]
+    bundle: Bundle,
+    units: Sequence[Unit],
+    integers: Integers,
+    inputs: Sequence[ModelInput],
+    on_progress: Callable[[int], None],
 ) -> list[float]:
     """For each unit, the mean squared error of the outputs, by their mean square, if it alone is quantised.
 
@@ -38,14 +43,16 @@ def unit_errors(
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normalise(config.preprocessing)
     padded = isinstance(config.preprocessing, KeepRatioSpec)
+    number = min(PICTURES if config.task is Task.CLASSIFY else 1, len(inputs))
+    # Spread over them: in a folder those of one kind are neighbours.
     pictures = [
         normalise(torch.tensor(one.pixels)[None], [one.geometry.content] if padded else None)
-        for one in inputs[: PICTURES if config.task is Task.CLASSIFY else 1]
+        for one in (inputs[at * len(inputs) // number] for at in range(number))
     ]
-    expected = _outputs(network, {}, pictures)
+    expected = _outputs(network, {}, {}, pictures)
     errors = []
     for number, unit in enumerate(units, start=1):
-        found = _outputs(network, unit.ranges, pictures)
+        found = _outputs(network, unit.ranges, integers, pictures)
         squares = [
             float((one - other).square().mean() / other.square().mean().clamp_min(1e-12))
             for one, other in zip(found, expected, strict=True)
@@ -55,9 +62,10 @@ def unit_errors(
     return errors
 
 
-def _outputs(network: nn.Module, ranges: InputRanges, pictures: Sequence[Tensor]) -> list[Tensor]:
+def _outputs(network: nn.Module, ranges: InputRanges, integers: Integers, pictures: Sequence[Tensor]) -> list[Tensor]:
     """The network is left as it is."""
     converted = copy.deepcopy(network)
+    set_integers(converted, list(ranges), integers)
     convert_to_int8(converted, ranges)
     convert_to_onednn(converted)
     return [tensor for picture in pictures for tensor in output_tensors(converted(picture))]

@@ -30,7 +30,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from model.bundle import Sha256, file_sha256
 from model.errors import ConvMLPError
-from model.zoo.transfer import PartialFile, PermanentFailure, Transfer, TransientFailure
+from model.zoo.transfer import PartialFile, PermanentFailure, Transfer, TransientFailure, Unreachable
 
 MAX_LOCK_ATTEMPTS = 5
 """Other processes may remove the lock file while it is being locked."""
@@ -182,7 +182,7 @@ def _exclusive(target: Path) -> Iterator[None]:
 def _fetch(transfer: Transfer, retry: RetryPolicy, on_retry: Callable[[str], None]) -> None:
     """Complete the partial file, with retries. Raises DownloadFailed, OSError."""
     part = transfer.part
-    furthest = part.size
+    before = furthest = part.size
     failures = 0
     for attempt in range(1, retry.max_attempts + 1):
         try:
@@ -192,6 +192,8 @@ def _fetch(transfer: Transfer, retry: RetryPolicy, on_retry: Callable[[str], Non
         except TransientFailure as error:
             failures = 1 if part.size > furthest else failures + 1
             furthest = max(furthest, part.size)
+            if isinstance(error, Unreachable) and furthest == before:
+                raise _failed(part, f"{error}; connect this machine, name a proxy with HTTPS_PROXY") from error
             wait_s = max(error.retry_after_s, retry.backoff_s(failures))
             if failures == retry.max_failures or attempt == retry.max_attempts:
                 raise _failed(part, f"{error} (attempt {attempt}, the last); try again later") from error

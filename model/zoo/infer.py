@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 from pydantic import ValidationError
@@ -145,6 +146,11 @@ def _candidates(checkpoint: Checkpoint) -> list[ArchitectureSpec]:
 
 def _with_most_names(tensors: Mapping[str, Tensor]) -> list[ArchitectureSpec]:
     """The published classifiers that have at least half of the tensors' names: the file is a part of one."""
-    sizes = [size for backbone in BACKBONES.values() for size in backbone.sizes.values()]
-    names = {size: meta_network(ClassifierSpec(backbone=size), 1).state_dict().keys() for size in sizes}
-    return [ClassifierSpec(backbone=size) for size in sizes if 2 * len(names[size] & tensors.keys()) >= len(tensors)]
+    return [one for one, names in _published_names().items() if 2 * len(names & tensors.keys()) >= len(tensors)]
+
+
+@cache
+def _published_names() -> dict[ClassifierSpec, frozenset[str]]:
+    """By published classifier: the names of its tensors. To build all their networks takes most of a second."""
+    classifiers = [ClassifierSpec(backbone=size) for backbone in BACKBONES.values() for size in backbone.sizes.values()]
+    return {one: frozenset(meta_network(one, 1).state_dict()) for one in classifiers}

@@ -6,8 +6,10 @@ appended only if the server confirms that version (RFC 9110, section 13.1.5), so
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import socket
 import ssl
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -151,6 +153,11 @@ class TransientFailure(Exception):
         self.retry_after_s = retry_after_s
 
 
+class Unreachable(TransientFailure):
+    """There is no way to the host: its name has no address, or the network none to it. A lost network comes back, so
+    it is transient; without a byte so far it is none that was lost."""
+
+
 class PermanentFailure(Exception):
     """The attempt failed, and another would fail likewise."""
 
@@ -182,6 +189,8 @@ class Transfer:
                 raise PermanentFailure(
                     f"the certificate is not trusted ({error}); SSL_CERT_FILE can name other root certificates"
                 ) from error
+            if _is_unreachable(_root(error)):
+                raise Unreachable(f"there is no network to {self.address.host} ({error})") from error
             raise TransientFailure(f"cannot connect to {self.address.host} ({error})") from error
         except httpx2.UnsupportedProtocol as error:
             raise PermanentFailure(f"it redirects to an unsupported address ({error})") from error
@@ -261,6 +270,12 @@ def _retry_after_s(headers: httpx2.Headers) -> float:
     if text.isdecimal():
         return float(text)
     return max(0.0, seconds_between(headers.get("date", ""), text) or 0.0)
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    if isinstance(error, socket.gaierror):
+        return True
+    return isinstance(error, OSError) and error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN)
 
 
 def _root(error: BaseException) -> BaseException:

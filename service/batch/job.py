@@ -1,7 +1,7 @@
 """A job: hands the units of a source to a pool, and its rows to the results, until all are scored or it is stopped.
 
 A process that ends takes its units with it. What they have not reported is scored again, picture by picture, so that
-the picture at which it ended is known. If it ends there once more, that picture's row is an error.
+the picture at which it ends is known. If it ends there twice, that picture's row is an error.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LISTING_POLL_S = 0.02
 """How soon the first unit of the source is noticed."""
 SAVE_INTERVAL_S = 10.0
 """Between two manifests of a job that runs: a kill loses no more of its seconds."""
-MAX_LOSSES = 5
+MAX_LOSSES = 6
 """Processes that end without a row in between: then the fault is not of a picture."""
 
 
@@ -39,12 +39,14 @@ class Progress(Protocol):
 
 @dataclass(slots=True)
 class _Work:
-    """A unit in progress, with what it has reported. `current`: of a careful one, the picture that it is at."""
+    """A unit in progress, with what it has reported. `current`: of a careful one, the picture that it is at; `suspect`:
+    the one at which a process ended."""
 
     unit: Unit
     careful: bool = False
     reported: set[str] = field(default_factory=set)
     current: str | None = None
+    suspect: str | None = None
 
 
 class Job:
@@ -77,7 +79,7 @@ class Job:
             while self._submit() or self._working:
                 if stopped():
                     return False
-                for event in self._pool.events(POLL_S if self._working else LISTING_POLL_S):
+                for event in self._pool.events(POLL_S if self._working or self._again else LISTING_POLL_S):
                     self._handle(event)
                 self._progress.update(len(self._results.done), self._total, self._results.errors.total())
                 if time.monotonic() - saved_s > SAVE_INTERVAL_S:
@@ -106,7 +108,7 @@ class Job:
         """Give the pool what it has room for. Whether there is, or may be, more."""
         if self._again:
             # One by one, so that a process that ends was at this unit.
-            if not self._working:
+            if not self._working and self._pool.free > 0:
                 self._start(self._again.popleft())
             return True
         while not any(work.careful for work in self._working.values()) and self._pool.free > 0:
@@ -136,22 +138,24 @@ class Job:
                 del self._working[number]
             case Failed():
                 raise event.error
-            case Lost(numbers):
-                self._lost([self._working.pop(number) for number in numbers])
+            case Lost(numbers, reason):
+                self._lost([self._working.pop(number) for number in numbers], reason)
             case Loaded():
                 pass
 
-    def _lost(self, lost: list[_Work]) -> None:
+    def _lost(self, lost: list[_Work], reason: str) -> None:
         self._losses += 1
         if self._losses > MAX_LOSSES:
             raise Internal(
-                f"the processes that score end again and again, {self._losses} times without a row in between; see "
-                "their messages above. The same command goes on from here"
+                f"the processes that score end again and again, {self._losses} times without a row between: {reason}; "
+                "the same command goes on from here"
             )
         for work in lost:
-            if work.careful and work.current is not None and work.current not in work.reported:
-                work.reported.add(work.current)
-                self._suspects.append(crash_row(work.current))
+            if work.current is not None and work.current not in work.reported:
+                if work.current == work.suspect:
+                    work.reported.add(work.current)
+                    self._suspects.append(crash_row(work.current))
+                work.suspect = work.current
             work.careful = True
             work.current = None
             self._again.append(work)

@@ -26,6 +26,8 @@ START_TIMEOUT_S = 600.0
 """For a process to load its models; measuring a precision takes some seconds of it."""
 POLL_S = 0.5
 """How soon a stop is noticed."""
+STALL_TIMEOUT_S = 600.0
+"""A process that has tasks and reports nothing for so long hangs, and is ended. A picture takes far less."""
 STOP_TIMEOUT_S = 5.0
 
 
@@ -78,9 +80,10 @@ class Failed(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A process ended with these tasks unfinished."""
+    """A process ended with these tasks unfinished. `reason`: why, where it did not print that itself."""
 
     tasks: Sequence[int]
+    reason: str = "see its messages above"
 
 
 Event = Loaded | Scored | Starting | Finished | Failed | Lost
@@ -137,6 +140,8 @@ class _Process:
     settings: Settings
     loaded: Loaded | None = None
     tasks: set[int] = field(default_factory=set)
+    reported_s: float = 0.0
+    """When it last reported something, or got its first task."""
 
     @property
     def free(self) -> int:
@@ -147,9 +152,10 @@ class _Process:
 class LocalPool:
     """Processes of this machine: for each GPU, or for each THREADS_OF_PROCESS cores."""
 
-    def __init__(self, processes: int | None = None) -> None:
+    def __init__(self, processes: int | None = None, stall_timeout_s: float = STALL_TIMEOUT_S) -> None:
         """`processes`: how many; None: by the device."""
         self._count = processes
+        self._stall_timeout_s = stall_timeout_s
         self._plan: Plan | None = None
         self._processes: list[_Process] = []
 
@@ -179,6 +185,8 @@ class LocalPool:
 
     def submit(self, task: Task) -> None:
         process = max(self._processes, key=lambda one: one.free)
+        if not process.tasks:
+            process.reported_s = time.monotonic()
         process.tasks.add(task.number)
         # A process that has ended is reported by its events.
         with contextlib.suppress(OSError):
@@ -186,6 +194,10 @@ class LocalPool:
 
     def events(self, timeout_s: float) -> Iterator[Event]:
         by_connection = {one.connection: one for one in self._processes}
+        now_s = time.monotonic()
+        for process in self._processes:
+            if process.tasks and now_s - process.reported_s > self._stall_timeout_s:
+                process.child.kill()  # its end is found below
         for ready in wait(list(by_connection), timeout_s):
             process = by_connection[ready]  # type: ignore[index]
             try:
@@ -193,6 +205,7 @@ class LocalPool:
             except (EOFError, OSError):
                 yield self._replaced(process)
                 continue
+            process.reported_s = time.monotonic()
             if isinstance(event, Loaded):
                 process.loaded = event
             elif isinstance(event, Finished):

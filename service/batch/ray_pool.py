@@ -19,6 +19,7 @@ from model.errors import ConvMLPError
 from service.batch.plan import Plan
 from service.batch.pool import (
     POLL_S,
+    STALL_TIMEOUT_S,
     START_TIMEOUT_S,
     THREADS_OF_PROCESS,
     Event,
@@ -88,6 +89,7 @@ class _Actor:
     loading: Any
     loaded: Loaded | None = None
     tasks: set[int] = field(default_factory=set)
+    reported_s: float = 0.0
 
     @property
     def free(self) -> int:
@@ -158,6 +160,8 @@ class RayPool:
 
     def submit(self, task: Task) -> None:
         actor = max(self._actors, key=lambda one: one.free)
+        if not actor.tasks:
+            actor.reported_s = time.monotonic()
         actor.tasks.add(task.number)
         stream = actor.handle.score.options(num_returns="streaming").remote(task)
         self._streams[stream] = (actor, task.number)
@@ -168,6 +172,10 @@ class RayPool:
         if not waited:
             time.sleep(timeout_s)
             return
+        now_s = time.monotonic()
+        for actor in self._actors:
+            if actor.tasks and now_s - actor.reported_s > STALL_TIMEOUT_S:
+                self._ray.kill(actor.handle)  # its end is found below
         ready, _ = self._ray.wait(waited, num_returns=1, timeout=timeout_s)
         for one in ready:
             actor = loading[one] if one in loading else self._streams[one][0]
@@ -176,9 +184,10 @@ class RayPool:
             except StopIteration:
                 del self._streams[one]
                 continue
-            except self._ray.exceptions.RayError:
-                yield self._replaced(actor)
+            except self._ray.exceptions.RayError as error:
+                yield self._replaced(actor, error)
                 continue
+            actor.reported_s = time.monotonic()
             if isinstance(event, Loaded):
                 actor.loaded, actor.loading = event, None
             elif isinstance(event, Finished):
@@ -240,13 +249,13 @@ class RayPool:
         try:
             event: Loaded | Failed = self._ray.get(actor.loading)
         except self._ray.exceptions.RayError as error:
-            raise Internal(f"the process that loads the models failed: {_first_line(error)}") from error
+            raise Internal(f"the process that loads the models failed: {_text(error)}") from error
         if isinstance(event, Failed):
             raise event.error
         actor.loaded, actor.loading = event, None
         return event
 
-    def _replaced(self, actor: _Actor) -> Lost:
+    def _replaced(self, actor: _Actor, error: Exception) -> Lost:
         """Start another actor in the place of one that has ended, or failed."""
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(actor.handle)
@@ -254,8 +263,10 @@ class RayPool:
         for stream in [stream for stream, (of, _) in self._streams.items() if of is actor]:
             del self._streams[stream]
         self._start(actor.slot)
-        return Lost(sorted(actor.tasks))
+        return Lost(sorted(actor.tasks), _text(error))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _text(error: Exception) -> str:
+    """An error in one line: what was raised in the actor, or how it ended."""
+    error = getattr(error, "cause", None) or error
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

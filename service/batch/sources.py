@@ -77,7 +77,7 @@ class Source:
 
 def id_of(name: str) -> str:
     """A name as text that JSON can have; file names may have any bytes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    return name if name.isprintable() else os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def ids_below(ordered: Sequence[str], prefix: str) -> frozenset[str]:

@@ -12,12 +12,11 @@ from urllib.parse import urlsplit
 
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable
 from model.files import open_regular
+from service.evaluation.predictions import MAX_PICTURE_BYTES, read_picture
 
 SCHEMES = ("s3", "gs")
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, ATTEMPTS = 10.0, 60.0, 4
 """Bounds of a request to an object store."""
-MAX_READ_BYTES = 256 << 20
-"""Of a picture, more than any setting of a service accepts."""
 
 
 class StorageFailed(ConvMLPError):
@@ -65,18 +64,16 @@ class Place:
 
         Raises:
             ImageUndecodable: it does not exist, or cannot be read.
-            ImageTooLarge: it has more than MAX_READ_BYTES.
+            ImageTooLarge: it has more than MAX_PICTURE_BYTES.
             StorageFailed: as `open`.
         """
+        if not self.is_remote:
+            return read_picture(self.file(name))
         try:
-            if self.is_remote:
-                with remote_errors(), self._filesystem().open_input_stream(self._path(name)) as stream:
-                    data = bytes(stream.read(MAX_READ_BYTES + 1))
-            else:
-                with open_regular(self.file(name)) as file:
-                    data = file.read(MAX_READ_BYTES + 1)
+            with remote_errors(), self._filesystem().open_input_stream(self._path(name)) as stream:
+                data = bytes(stream.read(MAX_PICTURE_BYTES + 1))
         except OSError as error:
-            raise ImageUndecodable(f"cannot be read: {error.strerror or 'there is no such object'}") from error
+            raise ImageUndecodable("cannot be read: there is no such object") from error
         require_readable(len(data))
         return data
 
@@ -98,11 +95,12 @@ class Place:
                     yield str(relative / name)
 
     def _walk_remote(self) -> Iterator[str]:
-        from pyarrow import fs
+        filesystem = self._filesystem()
+        from pyarrow import fs  # once it is known to be installed
 
         base = self._path("").rstrip("/")
         with remote_errors():
-            found = self._filesystem().get_file_info(fs.FileSelector(base, recursive=True))
+            found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
         names = (one.path[len(base) :].lstrip("/") for one in found if one.type is fs.FileType.File)
         for name in sorted(names):
             if not any(part.startswith(".") for part in name.split("/")):
@@ -119,9 +117,9 @@ class Place:
 
 
 def require_readable(size: int) -> None:
-    """Raises ImageTooLarge for more than MAX_READ_BYTES."""
-    if size > MAX_READ_BYTES:
-        raise ImageTooLarge(f"has more than {MAX_READ_BYTES:,} bytes; send a smaller file")
+    """Raises ImageTooLarge for more than MAX_PICTURE_BYTES."""
+    if size > MAX_PICTURE_BYTES:
+        raise ImageTooLarge(f"has more than {MAX_PICTURE_BYTES:,} bytes")
 
 
 def require_pyarrow(what: str) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from model.types import Task
-from service.cli.predict import (
+from service.cli.options import (
     DEFAULT_URL,
     PARAMETERS,
     AgnosticNms,
@@ -16,6 +16,7 @@ from service.cli.predict import (
     BackendOptions,
     Classes,
     ConfidenceMap,
+    FormOption,
     Images,
     IouThreshold,
     Local,
@@ -24,7 +25,6 @@ from service.cli.predict import (
     MaxDetections,
     MinArea,
     ModelsDir,
-    OutputOptions,
     PixelThreshold,
     Save,
     Threshold,
@@ -34,10 +34,10 @@ from service.cli.predict import (
     TopK,
     Url,
     backend_options,
-    local_backend,
-    predict_images,
+    output_options,
     query_string,
 )
+from service.cli.predict import local_backend, predict_images
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -82,12 +82,13 @@ def analyze(
     local: Local = False,
     models_dir: ModelsDir = None,
     timeout_ms: TimeoutMs = None,
+    form: FormOption = None,
     as_json: AsJson = False,
     save: Save = None,
 ) -> None:
     """Analyze images: print the answers of several tasks or models, from one upload of each."""
     options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
-    output = OutputOptions(as_json, save)
+    output = output_options(form, as_json, save, coco=False)
     parameters = {
         "tasks": tasks,
         "models": models,

@@ -50,6 +50,7 @@ LAZY_COMMANDS = {
     "models": LazyCommand("service.cli.models:models_app", TOOLS),
     "train": LazyCommand("service.cli.train:train_app", TOOLS),
     "wire-key": LazyCommand("service.cli.wire_key:wire_key", TOOLS),
+    "cluster": LazyCommand("service.cli.cluster:cluster_app", SERVICE),
 }
 """Commands that a container's health check, which runs every few seconds, must not import."""
 

@@ -13,20 +13,19 @@ import numpy as np
 from convmlp_client.aio import AsyncClient
 from convmlp_client.convert import result_from_json
 from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
-from convmlp_client.images import ImageUrl
 from convmlp_client.parameters import AnalyzeParameters
 from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import Picture, decode
-from model.errors import ConvMLPError, UnsupportedFormat
+from model.errors import ConvMLPError
 from model.postprocess.results import require_finite
 from model.preprocess import prepare
 from model.tiles import needs_whole, plan_tiles, prepare_tiles
 from model.types import Batch, Image, ModelInput, QueryParams, RawOutput, Task
 from service.cli.console import print_error
-from service.errors import BadParameter, ModelNotFound, Overloaded, error_from_code
+from service.errors import BadParameter, ModelNotFound, Overloaded, Unauthenticated, error_from_code
 from service.frontend.api.rest.embed import EmbedQuery
 from service.frontend.api.rest.query import Query
 from service.frontend.api.rest.schemas import encode_embedding, encode_output
@@ -41,6 +40,8 @@ DEFAULT_TIMEOUT_S = 120.0
 
 DEFAULT_CONCURRENCY = 8
 DEFAULT_RETRIES = 3
+
+KEY_REMEDY = "set CONVMLP_API_KEY, or give --api-key"
 
 SILENT_RETRY_S = 1.0
 """A shorter wait before a retry is not reported."""
@@ -174,7 +175,12 @@ def domain_error(error: ClientError) -> ConvMLPError:
         case ProtocolError():
             return NoAnswer(f"{error.detail}; check --url")
         case _:
-            return error_from_code(error.code, error.detail, error.retry_after_s)
+            return error_from_code(error.code, f"{error.detail}{remedy(error.code)}", error.retry_after_s)
+
+
+def remedy(code: str) -> str:
+    """What the user of a command can do about an error of the service, to go behind its text."""
+    return f"; {KEY_REMEDY}" if code == Unauthenticated.code else ""
 
 
 def _print_retries() -> None:
@@ -252,8 +258,6 @@ class LocalBackend:
             NotFinite: the network's output has NaN or infinity.
             Overloaded: the image does not fit into the device's memory.
         """
-        if isinstance(image, ImageUrl):
-            raise UnsupportedFormat("is a URL, which --local does not fetch; download the picture and name its file")
         picture = decode(image, self._limits, self._config.preprocessing.reader)
         output = self._output(picture)
         return result_from_json(self._encode(output, self._config, picture.size), self._meta)

@@ -17,7 +17,7 @@ from model.types import Task
 from service.batch.sinks import OutputFormat
 from service.cli.console import print_error, printable
 from service.cli.flags import settings_or_exit
-from service.cli.predict import (
+from service.cli.options import (
     BACKEND,
     OUTPUT,
     PARAMETERS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from model.errors import ConvMLPError
 from model.reference import REFERENCE_PICTURE
 from model.types import Task
 from service.cli.console import number_column, print_error, print_table, text_column
-from service.cli.predict import DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Model, Url
+from service.cli.options import DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Model, Url
 
 if TYPE_CHECKING:
     from service.cli.load.loops import Measurement, Sender
@@ -29,7 +30,8 @@ LOAD = "Load"
 """A panel of the help."""
 
 Images = Annotated[
-    list[str] | None, typer.Argument(metavar="IMAGE", help="Image files, sent in turn. Default: a built-in photograph.")
+    list[str] | None,
+    typer.Argument(metavar="IMAGE|DIR", help="Images, as of `classify`, sent in turn. Default: a built-in photograph."),
 ]
 Concurrency = Annotated[
     str | None,
@@ -72,13 +74,14 @@ class Load:
     def name(self) -> str:
         return f"{self.concurrency} clients" if self.rate is None else f"{self.rate:g}/s"
 
-    async def run(self, send: Sender, seconds: float, warm_up_s: float) -> Measurement:
+    async def run(self, send: Sender, measurement: Measurement, warm_up_s: float) -> None:
         from service.cli.load.loops import closed_loop, open_loop
 
         if self.rate is not None:
-            return await open_loop(send, self.rate, seconds, warm_up_s)
-        assert self.concurrency is not None
-        return await closed_loop(send, self.concurrency, seconds, warm_up_s)
+            await open_loop(send, self.rate, measurement.seconds, warm_up_s, measurement=measurement)
+        else:
+            assert self.concurrency is not None
+            await closed_loop(send, self.concurrency, measurement.seconds, warm_up_s, measurement)
 
 
 def bench(
@@ -108,11 +111,11 @@ def bench(
         raise typer.Exit(1) from None
     report = Report(url, task, len(encoded), as_json)
     try:
-        complete = uvloop.run(_bench(report, encoded, model, loads, seconds, warm_up, api_key, timeout_ms / 1000))
+        status = uvloop.run(_bench(report, encoded, model, loads, seconds, warm_up, api_key, timeout_ms / 1000))
     except ValueError as error:
         raise typer.BadParameter(f"--url or --api-key: {error}") from None
-    if not complete:
-        raise typer.Exit(1)
+    if status:
+        raise typer.Exit(status)
 
 
 async def _bench(
@@ -124,23 +127,31 @@ async def _bench(
     warm_up_s: float,
     api_key: str | None,
     timeout_s: float,
-) -> bool:
-    """Whether every measurement has an answer."""
-    from service.cli.load.loops import Status
+) -> int:
+    """The exit status: 0, 1 if a measurement has no answer, or INTERRUPTED."""
+    from service.cli.backends import remedy
+    from service.cli.load.loops import Measurement, Status
     from service.cli.load.service import open_sender
+    from service.cli.output import INTERRUPTED
 
     async with open_sender(report.url, report.task, images, model=model, timeout_s=timeout_s, api_key=api_key) as send:
         # An error of every request shows in the first one, before any load.
         first = await send(0)
         if first.status is Status.FAILED:
-            print_error(f"the first request to {report.url} failed: {first.reason}")
-            return False
-        measurements = []
-        for load in loads:
-            measurements.append(await load.run(send, seconds, warm_up_s))
-            report.print_progress(load, measurements[-1])
-        report.print(loads, measurements)
-        return all(measurement.latencies_s for measurement in measurements)
+            print_error(f"the first request to {report.url} failed: {first.reason}{remedy(first.reason)}")
+            return 1
+        measurements: list[Measurement] = []
+        status = 0
+        try:
+            for load in loads:
+                measurements.append(Measurement(seconds))
+                await load.run(send, measurements[-1], warm_up_s)
+                report.print_progress(load, measurements[-1])
+        except asyncio.CancelledError:  # Ctrl-C
+            status = INTERRUPTED
+            print_error(f"interrupted; the last of {len(measurements)} measurements is not complete")
+        report.print(loads[: len(measurements)], measurements)
+        return status or int(not all(measurement.latencies_s for measurement in measurements))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +238,14 @@ def _numbers(option: str, text: str, largest: float) -> list[float]:
 
 
 def _read(images: Sequence[str]) -> list[bytes]:
-    from service.cli.inputs import ImageFile
+    from service.cli.image_reader import ImageReader
+    from service.cli.inputs import image_files
 
-    encoded = [ImageFile(path).read() for path in images]
+    async def read() -> list[bytes]:
+        async with ImageReader() as reader:
+            return [await reader.read(image) for image in image_files(images)]
+
+    encoded = asyncio.run(read())
     if sum(map(len, encoded)) > MAX_IMAGES_BYTES:
         raise typer.BadParameter("the images together have more than 1 GiB; name fewer of them")
     return encoded

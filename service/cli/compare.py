@@ -21,7 +21,7 @@ from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, M
 from service.cli.flags import settings_or_exit
 from service.cli.model_reference import ComparedModel, ModelReference
 from service.cli.model_store import ModelsDir
-from service.cli.predict import OUTPUT, ApiKey
+from service.cli.options import OUTPUT, ApiKey
 from service.errors import BadParameter
 from service.evaluation.comparison import FIRST, SECOND, ComparedPicture, Comparison, Summary, comparison_for
 from service.evaluation.comparison_page import PageHead, comparison_page
@@ -152,7 +152,7 @@ def compare(
             comparison_for(models[0].task, models[0].labels, models[1].labels),
             Summary(max_pictures),
         )
-        with image_progress(len(samples), printing=False) as advance:
+        with image_progress(len(samples)) as advance:
             asyncio.run(_compare(references, models, run, api_key, settings, advance))
         if html is not None:
             _write_page(html, PageHead(first, second, str(data), _rows(run)), run.summary)
@@ -239,7 +239,7 @@ async def _compare(
 
 
 def _write_page(file: Path, head: PageHead, summary: Summary) -> None:
-    with image_progress(len(summary.worst), printing=False) as advance:
+    with image_progress(len(summary.worst)) as advance:
         page = comparison_page(head, summary.worst, advance)
     try:
         replace_file(file, page.encode("utf-8", "replace"), mode=0o644)

@@ -33,7 +33,23 @@ def printable(text: str) -> str:
 
 def print_error(message: str) -> None:
     """Print `convmlp: MESSAGE` on stderr."""
-    typer.echo(f"convmlp: {printable(message)}", err=True)
+    _print(f"convmlp: {printable(message)}", err=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line, or several, on stdout."""
+    _print(text, err=False)
+
+
+_bar: Progress | None = None
+"""What is drawn on stderr now. A line on the same terminal goes above it."""
+
+
+def _print(text: str, *, err: bool) -> None:
+    if _bar is not None and (err or sys.stdout.isatty()):
+        _bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    else:
+        typer.echo(text, err=err)
 
 
 def text_column(header: str, max_width: int | None = None) -> Column:
@@ -74,15 +90,15 @@ def print_table(
             console.print(printable(title), style="bold")
         console.print(table)
     # Cells are padded to the width of their column; a line needs no padding at its end.
-    typer.echo("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    print_line("\n".join(line.rstrip() for line in capture.get().splitlines()))
 
 
 @contextmanager
-def image_progress(total: int, *, printing: bool) -> Iterator[Callable[[], None]]:
+def image_progress(total: int) -> Iterator[Callable[[], None]]:
     """A bar with rate and time left on stderr, which disappears at the end; yields what advances it by one image.
 
-    There is no bar for a single image, nor where stderr is no terminal. With `printing`, results go to stdout as they
-    arrive: on a terminal they are the progress, and a bar would be drawn between their lines.
+    There is no bar for a single image, nor where stderr is no terminal. Results that are printed on the same terminal
+    as they arrive move up above the bar.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TimeRemainingColumn
@@ -93,14 +109,18 @@ def image_progress(total: int, *, printing: bool) -> Iterator[Callable[[], None]
             return Text("" if task.speed is None else f"{task.speed:.1f}/s")
 
     console = Console(file=sys.stderr)
-    if total < 2 or not console.is_terminal or (printing and sys.stdout.isatty()):
+    if total < 2 or not console.is_terminal:
         yield lambda: None
         return
     columns = (BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    # stdout is not redirected: it may be a pipe, while the bar is on the terminal.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+    global _bar
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False) as bar:
         task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)
+        _bar = bar
+        try:
+            yield lambda: bar.advance(task)
+        finally:
+            _bar = None
 
 
 @contextmanager

@@ -9,16 +9,16 @@ import resource
 import socket
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import StrEnum
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
 from model.bundle import find_bundle, read_bundle
 from model.errors import BundleInvalid
+from service.cli.checks import Check, State
 from service.cli.console import print_table, text_column
-from service.frontend.core.tls import TRANSPORTS, InvalidCertificates, Transport, certificate_files, server_context
+from service.cli.security_checks import check_certificates, check_key_files
+from service.frontend.core.tls import TRANSPORTS
 from service.settings import Settings, usable_cores, usable_memory
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd", "bf16")
@@ -29,23 +29,9 @@ FEW_BYTES = 2 * 2**30
 FILES_BESIDE_CONNECTIONS = 256
 
 
-class State(StrEnum):
-    OK = "ok"
-    NOTE = "note"
-    PROBLEM = "problem"
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """`found` is what there is, and after a note or a problem what to do."""
-
-    name: str
-    state: State
-    found: str
-
-
 def run_doctor(settings: Settings) -> int:
-    """Print all checks. The exit status is 1 if there is a problem with which the service would not start."""
+    """Print all checks. The exit status is 1 if there is a problem: the service would not start, or no client would
+    accept its certificate."""
     checks = list(_checks(settings))
     columns = (text_column("check"), text_column("state"), text_column("found"))
     print_table(columns, [(check.name, check.state, check.found) for check in checks], wrap=True)
@@ -65,7 +51,8 @@ def _checks(settings: Settings) -> Iterator[Check]:
     for name, port in {**ports, "worker-metrics-port": settings.worker_metrics_port}.items():
         yield _port(name, settings.host, port)
     for transport in TRANSPORTS:
-        yield from _certificates(settings, transport)
+        yield from check_certificates(settings, transport)
+    yield from check_key_files(settings)
     yield _open_files(settings)
     yield _extras()
 
@@ -141,8 +128,8 @@ def _resize() -> Check:
 
 def _models(settings: Settings) -> Iterator[Check]:
     if settings.models_dir is not None and not settings.models_dir.is_dir():
-        found = f"--models-dir {settings.models_dir} is not a folder, so there are the embedded models only; create it"
-        yield Check("models", State.NOTE, found)
+        found = f"--models-dir {settings.models_dir} is not a folder; create it, or leave the flag out"
+        yield Check("models", State.PROBLEM, found)
     for name in settings.models:
         try:
             config = read_bundle(find_bundle(name, settings.models_dir)).config
@@ -204,18 +191,6 @@ def _port(name: str, host: str, port: int) -> Check:
                 name, State.NOTE, f"{port} on {host} is in use, perhaps by a running service; or give --{name}"
             )
         return Check(name, State.PROBLEM, f"{port} on {host}: {os.strerror(error.errno or 0)}; give --host or --{name}")
-
-
-def _certificates(settings: Settings, transport: Transport) -> Iterator[Check]:
-    """Nothing where TLS is off."""
-    name = f"{transport} TLS"
-    try:
-        files = certificate_files(settings, transport)
-        if files is not None:
-            server_context(files)
-            yield Check(name, State.OK, str(files.certificate))
-    except InvalidCertificates as error:
-        yield Check(name, State.PROBLEM, str(error))
 
 
 def _open_files(settings: Settings) -> Check:

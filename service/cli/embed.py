@@ -15,20 +15,21 @@ import typer
 from model.errors import ConvMLPError
 from model.types import Task
 from service.cli.console import print_error, printable
-from service.cli.predict import (
+from service.cli.options import (
     DEFAULT_URL,
     OUTPUT,
     PARAMETERS,
     ApiKey,
     BackendOptions,
+    Images,
     Local,
     ModelsDir,
     TimeoutMs,
     Url,
     backend_options,
-    local_backend,
     query_string,
 )
+from service.cli.predict import local_backend
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from service.cli.backends import Backend
     from service.cli.inputs import ImageFile
 
-Inputs = Annotated[list[str], typer.Argument(metavar="IMAGE|DIR", help="Image files, and folders of them.")]
 Out = Annotated[
     Path,
     typer.Option(
@@ -66,7 +66,7 @@ class Vectors:
 
 def embed(
     context: typer.Context,
-    images: Inputs,
+    images: Images,
     out: Out,
     model: Model = None,
     normalize: Normalize = False,
@@ -93,9 +93,9 @@ def embed(
     if model is not None:
         given["model"] = model
     try:
-        vectors = asyncio.run(_embed_all(_open_backend(given, options), files))
+        vectors, status = asyncio.run(_embed_all(_open_backend(given, options), files))
         if vectors is None:
-            raise typer.Exit(1)
+            raise typer.Exit(status)
         if write is write_npy:
             _replace(out.with_suffix(".json"), vectors, write_names)
         _replace(out, vectors, write)
@@ -106,8 +106,8 @@ def embed(
         print_error(f"{out}: cannot be written: {error.strerror}")
         raise typer.Exit(1) from None
     typer.echo(printable(f"{len(vectors.rows)} vectors of {len(vectors.rows[0].vector)} numbers -> {out}"))
-    if len(vectors.rows) < len(files):
-        raise typer.Exit(1)
+    if status:
+        raise typer.Exit(status)
 
 
 def _open_backend(given: dict[str, str | float], options: BackendOptions) -> Backend:
@@ -124,29 +124,38 @@ def _open_backend(given: dict[str, str | float], options: BackendOptions) -> Bac
     return local_backend(lambda settings: LocalBackend(query, Task.CLASSIFY, settings), options)
 
 
-async def _embed_all(backend: Backend, files: Sequence[ImageFile]) -> Vectors | None:
-    """The vectors of the images that have one, in their order. None if none has. Errors are printed.
+async def _embed_all(backend: Backend, files: Sequence[ImageFile]) -> tuple[Vectors | None, int]:
+    """The vectors of the images that have one, in their order, or None if none has; and the exit status.
+
+    Errors are printed. After Ctrl-C there are the vectors that came before.
 
     Raises:
         NoAnswer: different models answered.
     """
     from convmlp_client.results import Embedding
     from service.cli.backends import NoAnswer
-    from service.cli.output import predict_each
+    from service.cli.output import interrupted, predict_each
 
     names: list[str] = []
     rows: list[Embedding] = []
-    async with aclosing(backend):
-        async for image, outcome in predict_each(backend.predict, files, backend.concurrency, printing=False):
-            if isinstance(outcome, ConvMLPError):
-                continue
-            assert isinstance(outcome, Embedding)
-            names.append(image.name.encode("utf-8", "replace").decode())
-            rows.append(outcome)
+    status, done = 0, 0
+    outcomes = predict_each(backend.predict, files, backend.concurrency)
+    try:
+        async with aclosing(backend), aclosing(outcomes):
+            async for image, outcome in outcomes:
+                done += 1
+                if isinstance(outcome, ConvMLPError):
+                    status = 1
+                    continue
+                assert isinstance(outcome, Embedding)
+                names.append(image.name.encode("utf-8", "replace").decode())
+                rows.append(outcome)
+    except asyncio.CancelledError:  # Ctrl-C
+        status = interrupted(done, len(files))
     models = {row.meta.model for row in rows}
     if len(models) > 1:
         raise NoAnswer(f"the service changed its model meanwhile ({', '.join(sorted(models))}); name one with --model")
-    return Vectors(models.pop(), names, rows) if rows else None
+    return (Vectors(models.pop(), names, rows) if rows else None), status
 
 
 def _replace(out: Path, vectors: Vectors, write: Callable[[Path, Vectors], None]) -> None:

@@ -28,7 +28,7 @@ from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend,
 from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
 from service.cli.flags import refuse_flags_of_service, settings_or_exit
 from service.cli.inputs import FORMATS
-from service.cli.predict import BACKEND, DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Local, ModelsDir, Url, query_string
+from service.cli.options import BACKEND, DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Local, ModelsDir, Url, query_string
 from service.errors import ModelNotFound
 from service.evaluation.coco_ap import require_pycocotools
 from service.evaluation.dataset import DataFormat, DataInvalid, Dataset, ObjectsTruth
@@ -241,14 +241,14 @@ def evaluate(
 def _measure(run: Run, folder: Path, settings: Settings, service: Service | None) -> tuple[Manifest, Figures]:
     """Predict what the folder does not have yet, and compute the figures of all."""
     samples = run.dataset.samples
-    with image_progress(len(samples), printing=False) as advance:
+    with image_progress(len(samples)) as advance:
         data_sha256 = run.dataset.sha256(advance)
     manifest = Manifest.of(run.model, run.dataset, data_sha256, run.parameters)
     with open_log(folder, manifest) as log:
         if log.done:
             print_error(f"{len(log.done)} of {len(samples)} pictures were predicted before")
         pending = len(samples) - len(log.done)
-        with image_progress(pending, printing=False) as advance:
+        with image_progress(pending) as advance:
             try:
                 if pending:
                     asyncio.run(_predict(run, log, settings, service, advance))

@@ -1,21 +1,25 @@
-"""The image files that a command names, and the files that `--save` writes."""
+"""The images that a command names, and the files that `--save` writes."""
 
 from __future__ import annotations
 
+import glob
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 import typer
 
-from convmlp_client.images import ImageUrl
 from model.errors import ImageTooLarge, ImageUndecodable
 from service.cli.console import printable
 from service.frontend.core.overlay import PictureFormat
 
 MAX_READ_BYTES = 256 * 2**20
 """More than any service accepts. The bound is for endless input, such as a pipe."""
+
+MAX_IMAGES = 1_000_000
+"""Of one command."""
 
 FORMATS = {
     ".png": PictureFormat.PNG,
@@ -31,7 +35,7 @@ SUFFIXES = frozenset({*FORMATS, ".avif", ".bmp", ".gif", ".heic", ".heif", ".tif
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """An image as the user names it: a path, an http or https URL that the service fetches, or `-` for stdin."""
+    """An image as the user names it: a path, an http or https URL, or `-` for stdin."""
 
     path: str
 
@@ -41,17 +45,15 @@ class ImageFile:
 
     @property
     def is_url(self) -> bool:
-        return self.path.lower().startswith(("http://", "https://"))
+        return _is_url(self.path)
 
     def read(self) -> bytes:
-        """The encoded bytes, or the URL.
+        """The encoded bytes of a file or of stdin; `ImageReader` reads URLs as well.
 
         Raises:
             ImageUndecodable: the file cannot be read.
             ImageTooLarge: it has more than MAX_READ_BYTES.
         """
-        if self.is_url:
-            return ImageUrl(self.path)
         try:
             if self.path == "-":
                 data = sys.stdin.buffer.read(MAX_READ_BYTES + 1)
@@ -66,21 +68,52 @@ class ImageFile:
 
 
 def image_files(paths: Sequence[str]) -> list[ImageFile]:
-    """The named files, and of a named folder all files below it whose suffix is that of an image, sorted by path.
+    """The named images, in their order; a folder or a pattern stands for its pictures, sorted by path.
+
+    Of a folder these are all files below it whose suffix is that of an image. A pattern is one of `glob` that names no
+    file itself, as a quoted `'photos/**/*.jpg'`; of what it matches, files with other suffixes are left out.
 
     Raises:
-        typer.BadParameter: a folder has none.
+        typer.BadParameter: a folder or a pattern has none, stdin is named twice, or there are more than MAX_IMAGES.
     """
+    if paths.count("-") > 1:
+        raise typer.BadParameter("- is stdin, which can be read only once")
     files: list[ImageFile] = []
     for path in paths:
-        if not Path(path).is_dir():
+        if Path(path).is_dir():
+            found, where = _pictures(Path(path).rglob("*")), "the folder"
+        elif glob.has_magic(path) and not _is_url(path) and not Path(path).exists():
+            found, where = _pictures(map(Path, glob.iglob(path, recursive=True))), "the pattern"  # noqa: PTH207
+        else:
             files.append(ImageFile(path))
             continue
-        below = sorted(file for file in Path(path).rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not below:
-            raise typer.BadParameter(f"the folder {printable(path)} has no images ({', '.join(sorted(SUFFIXES))})")
-        files += [ImageFile(str(file)) for file in below]
+        if not found:
+            raise typer.BadParameter(f"{where} {printable(path)} has no images ({', '.join(sorted(SUFFIXES))})")
+        files += found
+    if len(files) > MAX_IMAGES:
+        raise typer.BadParameter(f"there are more than {MAX_IMAGES:,} images; name a part of them")
     return files
+
+
+def _pictures(found: Iterable[Path]) -> list[ImageFile]:
+    """The files with an image's suffix, sorted. Raises typer.BadParameter where there are more than MAX_IMAGES."""
+    files: list[Path] = []
+    for path in found:
+        if path.suffix.lower() in SUFFIXES and path.is_file():
+            files.append(path)
+            if len(files) > MAX_IMAGES:
+                raise typer.BadParameter(f"there are more than {MAX_IMAGES:,} images; name a part of them")
+    return [ImageFile(str(file)) for file in sorted(files)]
+
+
+def _is_url(path: str) -> bool:
+    return path.lower().startswith(("http://", "https://"))
+
+
+def _stem(image: ImageFile) -> str:
+    if not image.is_url:
+        return Path(image.name).stem
+    return PurePosixPath(urlsplit(image.path).path).stem or "picture"
 
 
 def output_paths(save: str, images: Sequence[ImageFile]) -> list[Path]:
@@ -94,7 +127,7 @@ def output_paths(save: str, images: Sequence[ImageFile]) -> list[Path]:
     """
     path = Path(save)
     if save.endswith("/") or path.is_dir():
-        paths = [path / f"{Path(image.name).stem}.png" for image in images]
+        paths = [path / f"{_stem(image)}.png" for image in images]
     elif len(images) > 1:
         raise typer.BadParameter(
             f"--save {printable(save)} is one file for {len(images)} images; name a folder (a new one ends with /)"

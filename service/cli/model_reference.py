@@ -11,7 +11,7 @@ from model.bundle import find_bundle, read_bundle
 from model.model_name import base_name, canonical_name, version_of
 from model.types import Task
 from service.cli.backends import Backend, LocalBackend, RemoteBackend, domain_error, open_client
-from service.cli.predict import query_string
+from service.cli.options import query_string
 from service.errors import BadParameter, ModelNotFound
 from service.frontend.api.rest.query import read_query
 from service.frontend.core.parameters import TOP_K

@@ -37,7 +37,7 @@ def list_models(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """List the models: task, network, size, accuracy, licence, location.
+    """List the models: task, network, size, accuracy. `models show` and --json have more.
 
     A damaged model is reported on stderr, and the exit status is 1.
     """
@@ -55,15 +55,8 @@ def list_models(
     if as_json:
         _print_json({"models": [_description(bundle) for bundle in bundles]})
     else:
-        columns = [
-            text_column("name"),
-            text_column("task"),
-            text_column("network"),
-            number_column("labels"),
-            number_column("MB"),
-        ]
-        columns += [text_column("accuracy"), text_column("licence", max_width=16), text_column("location")]
-        print_table(columns, [_row(bundle) for bundle in bundles])
+        columns = [text_column("name"), text_column("task"), text_column("network"), number_column("MB")]
+        print_table([*columns, text_column("accuracy")], [_row(bundle) for bundle in bundles])
     if len(bundles) < len(names):
         raise typer.Exit(1)
 
@@ -118,17 +111,14 @@ def _list_available(*, as_json: bool) -> None:
         _print_json({"models": [_published(entry) for entry in CATALOGUE.values()]})
         return
     columns = [text_column("name"), text_column("task"), text_column("network"), text_column("accuracy")]
-    columns += [number_column(name) for name in ("M parameters", "GMACs", "MB")]
     print_table(
-        columns,
+        [*columns, number_column("MB")],
         [
             [
                 entry.name,
                 entry.task.value,
                 entry.architecture.title,
-                _accuracy(entry.accuracy),
-                f"{entry.parameters_millions:.1f}",
-                "-" if entry.gmacs is None else f"{entry.gmacs:.1f}",
+                _headline(entry.accuracy),
                 f"{entry.megabytes:.0f}",
             ]
             for entry in CATALOGUE.values()
@@ -153,8 +143,8 @@ def _published(entry: CatalogueEntry) -> dict[str, Any]:
 
 def _row(bundle: Bundle) -> list[str]:
     config = bundle.config
-    fixed = [config.name, config.task.value, config.architecture.title, str(len(config.labels)), _megabytes(bundle)]
-    return [*fixed, _accuracy(config.accuracy), config.source.licence, _location(bundle)]
+    network = config.architecture.title
+    return [config.name, config.task.value, network, _megabytes(bundle), _headline(config.accuracy)]
 
 
 def _megabytes(bundle: Bundle) -> str:
@@ -163,6 +153,11 @@ def _megabytes(bundle: Bundle) -> str:
 
 def _accuracy(accuracy: Accuracy | None) -> str:
     return ", ".join(f"{name} {value:.3g}" for name, value in accuracy.metrics.items()) if accuracy else "-"
+
+
+def _headline(accuracy: Accuracy | None) -> str:
+    """The first of a model's figures."""
+    return _accuracy(accuracy).partition(", ")[0]
 
 
 def _quantisation(made: Quantisation) -> str:

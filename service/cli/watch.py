@@ -15,7 +15,7 @@ import typer
 from model.errors import ConvMLPError
 from model.types import Task
 from service.cli.console import print_error, printable
-from service.cli.predict import (
+from service.cli.options import (
     BACKEND,
     OUTPUT,
     PARAMETERS,

@@ -65,6 +65,7 @@ class Watching:
         self._answered = self._refused = self._unanswered = 0
         """Frames with a result; with an error of their own; those that the service could not answer."""
         self._is_away = False
+        feed.on_unreadable = self._print_problem
 
     async def run(self, client: AsyncClient, parameters: Mapping[str, Any], in_flight: int) -> None:
         """Until the source has ended or was stopped.
@@ -106,8 +107,7 @@ class Watching:
         self._note_answer()
         if error is not None:
             self._refused += 1
-            problem = encode_error(problem_of(error, f"#{taken.number}"))
-            await self._print(self._head(taken) | msgspec.json.decode(problem, type=dict[str, msgspec.Raw]))
+            await self._print_problem(taken, error)
             return
         result = outcome.result
         self._answered += 1
@@ -116,6 +116,10 @@ class Watching:
         await self._print(self._head(taken) | fields)
         if self._save is not None:
             await asyncio.to_thread(self._draw, taken, result)
+
+    async def _print_problem(self, taken: TakenFrame, error: ConvMLPError) -> None:
+        problem = encode_error(problem_of(error, f"#{taken.number}"))
+        await self._print(self._head(taken) | msgspec.json.decode(problem, type=dict[str, msgspec.Raw]))
 
     def _head(self, taken: TakenFrame) -> dict[str, object]:
         came = datetime.fromtimestamp(taken.frame.time_s, UTC)

@@ -14,6 +14,7 @@ from benchmarks.parity import VARIANTS, Variant
 from benchmarks.parity_agreement import agreement, match
 from benchmarks.parity_models import FAMILIES, calibrate
 from benchmarks.parity_pictures import read_pictures, varied_reference
+from model.net.cpu.int8 import int8_accelerates
 from model.net.network import build_network
 from model.net.semantic_fpn import SemanticFPN
 from model.predictor import Optimisations
@@ -146,7 +147,8 @@ def test_a_variant_is_read_from_its_parts() -> None:
     both = Variant.parse("bf16+channels-last+folded")
     assert (both.precision, both.optimisations) == ("bf16", Optimisations(channels_last=True, folded=True))
     assert Variant.parse("compiled").optimisations == Optimisations(channels_last=False, compiled=True)
-    with pytest.raises(ValueError, match="'int8' is none of"):
+    assert Variant.parse("int8").precision == "int8"
+    with pytest.raises(ValueError, match=r"'int8' is none of .*; int8 stands alone"):
         Variant.parse("folded+int8")
 
 
@@ -183,7 +185,8 @@ def test_the_command_prints_a_row_for_each_variant(tmp_path: Path) -> None:
     """From a store to figures for every variant; one that this machine cannot run is listed, with a reason."""
     tiny_bundle(tmp_path / "store", "mask_rcnn")
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "cat.jpg").symlink_to(REFERENCE_PICTURE)
+    for name in ("cat.jpg", "same.jpg"):
+        (tmp_path / "pictures" / name).symlink_to(REFERENCE_PICTURE)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "benchmarks.parity", "--json", "--device", "cpu", "--model", "tiny"),
@@ -200,10 +203,12 @@ def test_the_command_prints_a_row_for_each_variant(tmp_path: Path) -> None:
     rows = {row["variant"]: row for row in answer["rows"]}
     names = ["fp32", *VARIANTS.split(",")]
     assert list(rows) == names
-    assert answer["pictures"] == 1
+    assert answer["pictures"] == 2
     assert "compiler" in rows["compiled"]["not_supported"]
     assert rows["compiled"]["ms_per_picture"] is None
-    for name in ("channels-last", "folded", "bf16"):
+    if not int8_accelerates():
+        assert "AVX-512 VNNI" in rows.pop("int8")["not_supported"]
+    for name in {"channels-last", "folded", "bf16", "int8"} & set(rows):
         assert rows[name]["not_supported"] is None
         assert rows[name]["ms_per_picture"] > 0
         assert all(rows[name][figure] is not None for figure in ("box_ap", "mask_ap", "box_iou", "score_difference"))

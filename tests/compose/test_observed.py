@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import time
 from collections.abc import Iterator
 
 import grpc
@@ -62,6 +63,7 @@ def prometheus(observed: Stack) -> Iterator[Prometheus]:
             assert rest.post("/classify", content=b"%PDF").status_code == 415
             seen.until(f"sum(convmlp_requests_total) == {count}")
         seen.until("count(convmlp:request_duration_seconds:p99_5m > 0) == 3")
+        seen.until("count(convmlp:slo_latency:burn_rate3d) == 3")
         yield seen
 
 
@@ -76,7 +78,10 @@ def test_every_part_is_scraped(prometheus: Prometheus) -> None:
 def test_rules_are_evaluated_and_none_alarms(prometheus: Prometheus) -> None:
     """All rule files are read, each rule works, and a stack in good health fires no critical alert."""
     groups = prometheus.http.get("/api/v1/rules").json()["data"]["groups"]
-    assert {group["name"] for group in groups} == {"convmlp-figures", "convmlp-alerts", "convmlp-parts"}
+    assert {group["name"] for group in groups} == {
+        *("convmlp-figures", "convmlp-alerts", "convmlp-parts"),
+        *("convmlp-slo", "convmlp-slo-days", "convmlp-slo-alerts"),
+    }
     assert {rule["health"] for group in groups for rule in group["rules"]} == {"ok"}
     assert prometheus.instant('ALERTS{alertstate="firing", severity="critical"}') == []
 
@@ -91,9 +96,9 @@ def test_every_query_of_the_dashboard_is_answered(prometheus: Prometheus, panel:
         assert all(numbers(series) for series in found), f"no number: {query}"
 
 
-def test_traces_reach_a_collector(observed: Stack) -> None:
+def test_traces_reach_a_collector(observed: Stack, prometheus: Prometheus) -> None:
     """With `CONVMLP_OTLP_ENDPOINT` alone, both front-ends and the worker, whose network is internal, send a request's
-    spans under its caller's trace."""
+    spans under its caller's trace. Prometheus keeps the trace's id beside the request's duration."""
     rest, rpc = secrets.token_hex(16), secrets.token_hex(16)
     header = {trace: f"00-{trace}-{secrets.token_hex(8)}-01" for trace in (rest, rpc)}
     url = f"http://{observed.address('rest', 8000)}/classify"
@@ -109,3 +114,10 @@ def test_traces_reach_a_collector(observed: Stack) -> None:
         return wanted <= services
 
     eventually(arrived, 60)
+
+    def kept() -> set[str]:
+        duration = "convmlp_model_request_duration_seconds_bucket"
+        found = prometheus.ask("query_exemplars", query=duration, start=time.time() - 3600, end=time.time())
+        return {one["labels"]["trace_id"] for series in found for one in series["exemplars"]}
+
+    eventually(lambda: {rest, rpc} <= kept(), 60)

@@ -55,6 +55,7 @@ def asked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             # A rate needs the figures before and after.
             prometheus.until(f"sum(convmlp_requests_total) == {sum(outcomes.values())}")
         prometheus.until("count(convmlp:request_duration_seconds:p99_5m > 0) == 3")
+        prometheus.until("count(convmlp:slo_latency:burn_rate3d) == 3")
         yield PredictParams(prometheus, outcomes, set() if request.param == "in one" else SUPERVISED)
 
 
@@ -84,6 +85,10 @@ def test_it_asks_the_provisioned_data_source() -> None:
         one for one in json.loads(DASHBOARD.read_text())["templating"]["list"] if one["type"] == "datasource"
     )
     assert variable["query"] == "prometheus"
+    (link,) = provisioned[0]["jsonData"]["exemplarTraceIdDestinations"]
+    assert (link["name"], link["url"]) == ("trace_id", "$CONVMLP_TRACE_URL/$${__value.raw}")
+    compose = yaml.safe_load((GRAFANA.parents[1] / "docker-compose.yml").read_text())
+    assert "CONVMLP_TRACE_URL" in compose["services"]["grafana"]["environment"]
     chosen = {"type": "prometheus", "uid": f"${{{variable['name']}}}"}
     for panel in panels():
         assert [target["datasource"] for target in panel["targets"]] == [chosen] * len(panel["targets"])

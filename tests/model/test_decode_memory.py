@@ -8,7 +8,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,11 +98,11 @@ CASES: dict[str, tuple[Callable[[int], bytes], float]] = {
     "webp lossless": (written("RGB", "WEBP", lossless=True, method=0, quality=0), 7),
 }
 
-PREPARING = """
-import sys
-from collections.abc import Callable
+DECODER = """
+import os, resource, sys, traceback
 from pathlib import Path
 from model.decode import DecodeLimits, decode, decode_picture
+from model.errors import OutOfMemory
 from model.preprocess import prepare_picture
 from model.spec import CenterCropSpec, KeepRatioSpec
 
@@ -111,67 +112,110 @@ WAYS = {
     "ratio": lambda data: prepare_picture(decode_picture(data, LIMITS), KeepRatioSpec(long_side=400, short_side=300)),
     "array": lambda data: decode(data, LIMITS),
 }
-small, large = (Path(name).read_bytes() for name in sys.argv[1:])
-"""
-MEASURING = f"""{PREPARING}
+
 def memory(name):
     return next(int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith(name))
 
-for name, way in WAYS.items():
-    way(small)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    before = memory("VmRSS")
-    result = way(large)
-    peak = memory("VmHWM") - before
-    del result
-    print(name, peak, memory("VmRSS") - before)
-"""
-LACKING = f"""{PREPARING}
-import resource
+def measure(small, large):
+    for name, way in WAYS.items():
+        way(small)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = memory("VmRSS")
+        result = way(large)
+        peak = memory("VmHWM") - before
+        del result
+        print(name, peak, memory("VmRSS") - before)
 
-from model.errors import OutOfMemory
-
-for way in WAYS.values():
-    way(small)
-    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), -1))
-    try:
+def lack(small, large):
+    for way in WAYS.values():
+        way(small)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (8 << 20), -1))
+        try:
+            way(large)
+        except OutOfMemory as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
         way(large)
-    except OutOfMemory as error:
-        print(error)
-    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
-    way(large)
+
+while line := sys.stdin.readline():
+    action, *files = line.split()
+    if pid := os.fork():
+        print("ended with", os.waitpid(pid, 0)[1], flush=True)
+        continue
+    try:
+        globals()[action](*(Path(file).read_bytes() for file in files))
+    except BaseException:
+        traceback.print_exc(file=sys.stdout)
+        sys.stdout.flush()
+        os._exit(1)
+    sys.stdout.flush()
+    os._exit(0)
 """
+"""Runs `measure` or `lack` in a forked process for each line of stdin. Imports take longer than most pictures."""
 
 
-def run(script: str, name: str, folder: Path) -> list[str]:
-    file, _ = CASES[name]
-    paths = [folder / "small", folder / "large"]
-    for path, side in zip(paths, (64, SIDE), strict=True):
-        path.write_bytes(file(side))
-    command = [sys.executable, "-c", script, *map(str, paths)]
-    # Of glibc: it keeps none of the large blocks, and reserves none for the threads of decoders.
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1"}
-    child = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True)
-    return child.stdout.splitlines()
+@dataclass(frozen=True)
+class Case:
+    """A format's files, a small and a large one, the bytes a pixel at the peak, and what the large one's header
+    promises."""
+
+    files: tuple[Path, Path]
+    pixel_bytes: float
+    promised: int
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_pixel_takes_few_bytes_and_they_are_given_back(name: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    """Both tests of a format run one after another: encoding takes longer than decoding."""
+    encode, pixel_bytes = CASES[request.param]
+    folder = tmp_path_factory.mktemp("case")
+    files = folder / "small", folder / "large"
+    for file, side in zip(files, (64, SIDE), strict=True):
+        file.write_bytes(encode(side))
+    return Case(files, pixel_bytes, read_header(files[1].read_bytes(), LIMITS).decode_bytes)
+
+
+Run = Callable[[str, Case], list[str]]
+"""What an action prints about a case."""
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    # Of glibc: it keeps none of the large blocks, and reserves none for the threads of decoders. A thread would be lost
+    # in a forked process.
+    tuned = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "1", "OPENBLAS_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DECODER]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | tuned, **pipes) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        requests, printed = process.stdin, process.stdout
+
+        def run_one(action: str, case: Case) -> list[str]:
+            print(action, *case.files, file=requests, flush=True)
+            lines = []
+            while (line := printed.readline().rstrip()) and not line.startswith("ended with"):
+                lines.append(line)
+            assert line == "ended with 0", lines
+            return lines
+
+        yield run_one
+        requests.close()
+
+
+def test_a_pixel_takes_few_bytes_and_they_are_given_back(case: Case, run: Run) -> None:
     """The peak of decoding and resizing is that of one copy of the picture, as the format's table has it: no copy in
     between. It is no more than the header promises, and is given back."""
-    file, pixel_bytes = CASES[name]
-    promised = read_header(file(SIDE), LIMITS).decode_bytes
-    for line in run(MEASURING, name, tmp_path):
+    for line in run("measure", case):
         way, peak, kept = line.split()
-        assert int(peak) < pixel_bytes * SIDE * SIDE + ALLOWANCE, way
-        assert int(peak) < promised + ALLOWANCE, way
+        assert int(peak) < case.pixel_bytes * SIDE * SIDE + ALLOWANCE, way
+        assert int(peak) < case.promised + ALLOWANCE, way
         assert int(kept) < ALLOWANCE, way
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_too_little_memory_is_no_fault_of_the_picture(name: str, tmp_path: Path) -> None:
+def test_too_little_memory_is_no_fault_of_the_picture(case: Case, run: Run) -> None:
     """Where a decoder gets no memory the error is OutOfMemory, whatever the decoder raises; later it decodes."""
-    lines = run(LACKING, name, tmp_path)
+    lines = run("lack", case)
     assert len(lines) == 3
     assert all(re.search(r"takes up to [0-9,]+ bytes of memory, which are not available now", line) for line in lines)

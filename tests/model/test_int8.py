@@ -122,7 +122,7 @@ def test_a_quantised_bundle_is_read_back(plain: Bundle, quantised: Bundle) -> No
     assert "head.weight" not in stored  # the scores' own layer stays float32
     before, after = load_network(plain).state_dict(), load_network(quantised).state_dict()
     for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0.01 * float(tensor.abs().max()) + 1e-6)
+        torch.testing.assert_close(after[name], tensor, rtol=0, atol=0.03 * float(tensor.abs().max()) + 1e-6)
     assert Precision.INT8 in candidates_of(quantised, CPU)
     assert Precision.INT8 not in candidates_of(plain, CPU)
     selection = select_precision(quantised, CPU, load_network(quantised))

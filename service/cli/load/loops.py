@@ -12,7 +12,8 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from itertools import count
@@ -72,6 +73,15 @@ class Measurement:
             case Status.FAILED:
                 self.failed[outcome.reason] += 1
 
+    @contextmanager
+    def cut_short(self, start_s: float) -> Iterator[None]:
+        """Where the loop is cancelled, the measurement ends now; `start_s`: when it began, by time.perf_counter()."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            self.seconds = min(self.seconds, max(time.perf_counter() - start_s, 1e-9))
+            raise
+
     @property
     def per_second(self) -> float:
         """Answers per second."""
@@ -93,9 +103,14 @@ class Measurement:
         return float(np.mean(self.latencies_s)) * 1000 if self.latencies_s else float("nan")
 
 
-async def closed_loop(send: Sender, concurrency: int, seconds: float, warm_up_s: float = 0.0) -> Measurement:
-    """Send from `concurrency` clients for `warm_up_s`, measure for `seconds`, then wait for unanswered requests."""
-    measurement = Measurement(seconds)
+async def closed_loop(
+    send: Sender, concurrency: int, seconds: float, warm_up_s: float = 0.0, measurement: Measurement | None = None
+) -> Measurement:
+    """Send from `concurrency` clients for `warm_up_s`, measure for `seconds`, then wait for unanswered requests.
+
+    Fills and returns `measurement`, if it is given: of a loop that is cancelled it has what was measured until then.
+    """
+    measurement = measurement or Measurement(seconds)
     numbers = count()
     start_s = time.perf_counter() + warm_up_s
     end_s = start_s + seconds
@@ -110,16 +125,24 @@ async def closed_loop(send: Sender, concurrency: int, seconds: float, warm_up_s:
             if outcome.status is not Status.ANSWERED:
                 await asyncio.sleep(PAUSE_S)
 
-    await asyncio.gather(*(client() for _ in range(concurrency)))
+    with measurement.cut_short(start_s):
+        await asyncio.gather(*(client() for _ in range(concurrency)))
     return measurement
 
 
-async def open_loop(send: Sender, rate: float, seconds: float, warm_up_s: float = 0.0, seed: int = 0) -> Measurement:
+async def open_loop(
+    send: Sender,
+    rate: float,
+    seconds: float,
+    warm_up_s: float = 0.0,
+    seed: int = 0,
+    measurement: Measurement | None = None,
+) -> Measurement:
     """Send `rate` requests per second on average for `warm_up_s`, measure for `seconds`, then wait for unanswered ones.
 
-    The same seed gives the same arrival times.
+    The same seed gives the same arrival times. `measurement` as in `closed_loop`.
     """
-    measurement = Measurement(seconds)
+    measurement = measurement or Measurement(seconds)
     gaps = random.Random(seed)
     numbers = count()
     start_s = time.perf_counter() + warm_up_s
@@ -134,15 +157,16 @@ async def open_loop(send: Sender, rate: float, seconds: float, warm_up_s: float 
             measurement.count(outcome, ended_s - due_s)
 
     due_s = start_s - warm_up_s + gaps.expovariate(rate)
-    while due_s < end_s:
-        # A late loop must sleep too, or the event loop would never read an answer.
-        await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
-        if len(in_flight) < MAX_IN_FLIGHT:
-            task = asyncio.create_task(request(due_s))
-            in_flight.add(task)
-            task.add_done_callback(in_flight.discard)
-        elif due_s >= start_s:
-            measurement.unsent += 1
-        due_s += gaps.expovariate(rate)
-    await asyncio.gather(*in_flight)
+    with measurement.cut_short(start_s):
+        while due_s < end_s:
+            # A late loop must sleep too, or the event loop would never read an answer.
+            await asyncio.sleep(max(0.0, due_s - time.perf_counter()))
+            if len(in_flight) < MAX_IN_FLIGHT:
+                task = asyncio.create_task(request(due_s))
+                in_flight.add(task)
+                task.add_done_callback(in_flight.discard)
+            elif due_s >= start_s:
+                measurement.unsent += 1
+            due_s += gaps.expovariate(rate)
+        await asyncio.gather(*in_flight)
     return measurement

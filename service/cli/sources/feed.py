@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -75,6 +75,8 @@ class Feed:
         """Those without an outcome yet, by their position among the pictures."""
         self.seen = self.skipped = self.dropped = self.unreadable = 0
         """Frames of the source; those beyond `fps`; those replaced by newer ones; files that could not be read."""
+        self.on_unreadable: Callable[[TakenFrame, ConvMLPError], Awaitable[None]] | None = None
+        """Called for each file that cannot be read; its frame has no image."""
 
     async def pictures(self) -> AsyncGenerator[bytes, None]:
         """The encoded frames, until the source has ended and each has its outcome. Raises SourceLost."""
@@ -90,7 +92,7 @@ class Feed:
                     number, frame = self._waiting
                     self._waiting = None
                     self._changed.set()
-                    image = await self._encoded(frame)
+                    image = await self._encoded(number, frame)
                     if image is None:
                         continue
                     taken = TakenFrame(number, frame, image, self.dropped, time.monotonic())
@@ -156,8 +158,8 @@ class Feed:
         self._waiting = self.seen, frame
         self._changed.set()
 
-    async def _encoded(self, frame: Frame) -> bytes | None:
-        """None where a file was removed, or cannot be read."""
+    async def _encoded(self, number: int, frame: Frame) -> bytes | None:
+        """None where a file was removed, or cannot be read, which is reported."""
         if isinstance(frame.encoded, bytes):
             return frame.encoded
         try:
@@ -165,4 +167,6 @@ class Feed:
         except ConvMLPError as error:
             self.unreadable += 1
             self._report(f"{frame.fields.get('file', 'a frame')}: {error.detail}")
+            if self.on_unreadable is not None:
+                await self.on_unreadable(TakenFrame(number, frame, b"", self.dropped, time.monotonic()), error)
             return None

@@ -69,39 +69,47 @@ CMT = System("cmt")
 HIRE_MLP = System("hire_mlp")
 HVT = System("hvt")
 REPMLPNET = System("repmlpnet")
-SMALL = {
-    "cmt_ti": Case(CMT, "cmt_ti", CMT_SIZES["ti"], "cls160"),
-    "hire_mlp_tiny": Case(HIRE_MLP, "hire_mlp_tiny", HIRE_MLP_SIZES["tiny"], "cls224"),
-    "repmlpnet_t224": Case(REPMLPNET, "RepMLPNet-T224", REPMLPNET_SIZES["t224"], "rep224"),
-    "hvt_ti_1": Case(HVT, "hvt_ti_1", HVT_SIZES["ti_1"], "cls224"),
-    # Its mistakes are those that are recorded.
-    "scale_hvt_ti_4": Case(HVT, "scale_hvt_ti_4", HVT_SIZES["scale_ti_4"], "cls224"),
+REP_T = Case(REPMLPNET, "RepMLPNet-T224", REPMLPNET_SIZES["t224"], "rep224")
+REP_B = Case(REPMLPNET, "RepMLPNet-B256", REPMLPNET_SIZES["b256"], "rep256")
+HIRE_MLP_TINY = Case(HIRE_MLP, "hire_mlp_tiny", HIRE_MLP_SIZES["tiny"], "cls224")
+LARGE = (
+    pytest.param(REP_B, id="repmlpnet_b256", marks=pytest.mark.slow),
+    pytest.param(Case(CMT, "cmt_s", CMT_SIZES["s"], "cls224"), id="cmt_s", marks=pytest.mark.slow),
+)
+MISTAKEN = {
+    "repmlpnet": REP_T,
+    "cmt": Case(CMT, "cmt_ti", CMT_SIZES["ti"], "cls160"),
+    "hire_mlp": HIRE_MLP_TINY,
+    "hvt": Case(HVT, "scale_hvt_ti_4", HVT_SIZES["scale_ti_4"], "cls224"),
 }
-LARGE = {
-    "cmt_s": Case(CMT, "cmt_s", CMT_SIZES["s"], "cls224"),
-    "repmlpnet_b256": Case(REPMLPNET, "RepMLPNet-B256", REPMLPNET_SIZES["b256"], "rep256"),
-}
-CASES = [
-    *(pytest.param(case, id=name) for name, case in SMALL.items()),
-    *(pytest.param(case, id=name, marks=pytest.mark.slow) for name, case in LARGE.items()),
-]
-MISTAKEN = {case.system.name: case for case in SMALL.values()}
 """By system: the variant whose mistakes are recorded."""
+REPMLPNETS = (pytest.param(REP_T, id="repmlpnet_t224"), LARGE[0])
+"""The first of `CASES`, so that pytest runs a network's tests one after another in these tests, too."""
+CASES = (
+    *REPMLPNETS,
+    LARGE[1],
+    pytest.param(MISTAKEN["cmt"], id="cmt_ti"),
+    pytest.param(HIRE_MLP_TINY, id="hire_mlp_tiny"),
+    pytest.param(Case(HVT, "hvt_ti_1", HVT_SIZES["ti_1"], "cls224"), id="hvt_ti_1"),
+    pytest.param(MISTAKEN["hvt"], id="scale_hvt_ti_4"),
+)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    """All tests of one case run one after another: filling its network takes up to four seconds."""
+    found: Case = request.param
+    return found
+
+
 def test_the_weights_are_those_of_the_references(case: Case) -> None:
     """The filled tensors have the recorded hashes, in the order of the authors' file, which is the network's."""
-    tensors = case.system.tensors(case.variant)
+    tensors = _network(case).state_dict()
     expected = case.system.json(f"fill/{case.variant}.json")["tensors"]
     digests = {key: hashlib.sha256(tensor.numpy().tobytes()).hexdigest()[:16] for key, tensor in tensors.items()}
-    assert digests == expected
-    with torch.device("meta"):
-        network = build_network(ClassifierSpec(backbone=case.spec), 1000)
-    assert list(network.state_dict()) == list(tensors)
+    assert list(digests.items()) == list(expected.items())
 
 
-@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("picture", "abcd")
 def test_preprocessed_inputs_are_equal_to_the_last_bit(case: Case, picture: str) -> None:
     """A picture becomes the authors' network input."""
@@ -112,7 +120,6 @@ def test_preprocessed_inputs_are_equal_to_the_last_bit(case: Case, picture: str)
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("case", CASES)
 def test_every_stage_and_the_logits_are_the_authors(case: Case) -> None:
     """Each recorded tensor and all logits equal those of the authors' float64 run; so do the twenty best classes. In
     float32 logits stay within 1e-4 of their spread."""
@@ -284,11 +291,10 @@ MUTATIONS: dict[str, dict[str, Callable[[nn.Module], None]]] = {
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("name", ["repmlpnet_t224", pytest.param("repmlpnet_b256", marks=pytest.mark.slow)])
-def test_repmlpnet_in_deploy_form_is_the_authors(name: str) -> None:
+@pytest.mark.parametrize("case", REPMLPNETS, indirect=True)
+def test_repmlpnet_in_deploy_form_is_the_authors(case: Case) -> None:
     """Merged weights equal the authors' float64 conversion, and logits their deploy form's; both forms give the same
     logits within 1e-5 of their spread. Merging twice changes nothing. A file in deploy form is loaded as it is."""
-    case = {**SMALL, **LARGE}[name]
     assert REPMLPNET_NETWORK.reparameterise is not None
     network, trained = case.network(), {}
     for picture in "abcd":
@@ -316,7 +322,7 @@ def test_repmlpnet_in_deploy_form_is_the_authors(name: str) -> None:
 @pytest.mark.parametrize("deploy", [False, True])
 def test_repmlpnet_reads_several_partitions_in_the_authors_order(deploy: bool) -> None:
     """A picture twice as wide as those of the training has two partitions."""
-    network = SMALL["repmlpnet_t224"].network().double()
+    network = REP_T.network().double()
     if deploy:
         assert REPMLPNET_NETWORK.reparameterise is not None
         REPMLPNET_NETWORK.reparameterise(network)
@@ -337,9 +343,8 @@ def test_repmlpnet_refuses_sizes_that_its_partitions_do_not_divide(size: tuple[i
 @torch.inference_mode()
 def test_hire_mlp_pads_regions_of_an_odd_size() -> None:
     """At 95 x 131 px every stage has regions that are not full."""
-    case = SMALL["hire_mlp_tiny"]
     refs = HIRE_MLP.json("refs/hire_mlp_tiny_odd95x131.json")
-    assert with_stages(case.network().double(), HIRE_MLP.input("odd95x131").double(), refs)[1] == {}
+    assert with_stages(HIRE_MLP_TINY.network().double(), HIRE_MLP.input("odd95x131").double(), refs)[1] == {}
 
 
 @torch.inference_mode()
@@ -386,9 +391,10 @@ def test_a_mistake_would_be_found(system: str) -> None:
         assert moved == pytest.approx(recorded[name], rel=0.02), name
 
 
-@pytest.mark.parametrize("case", MISTAKEN.values(), ids=list(MISTAKEN))
-def test_every_recorded_mistake_is_larger_than_the_tolerance(case: Case) -> None:
+@pytest.mark.parametrize("system", list(MISTAKEN))
+def test_every_recorded_mistake_is_larger_than_the_tolerance(system: str) -> None:
     """The comparison is fine enough for each of the plausible mistakes."""
+    case = MISTAKEN[system]
     spread = torch.tensor(case.system.json(f"final/{case.variant}_a.json")["logits64"]).std()
     for name, moved in mutants(case).items():
         assert moved > 10 * SPREAD * spread, name

@@ -39,6 +39,13 @@ def test_interruptions_with_progress_are_retried(client: DownloadClient, server:
     assert len(server.requests) == 15
 
 
+def test_no_network_is_an_error_at_once(client: DownloadClient) -> None:
+    """A host's name without an address is no reason to wait, unless bytes came before: then the network was lost."""
+    with pytest.raises(DownloadFailed, match=r"no network to nowhere\.invalid .*connect this machine"):
+        client.fetch("http://nowhere.invalid/file")
+    assert client.waits_s == []
+
+
 def test_attempts_are_bounded_in_all(client: DownloadClient, server: Server) -> None:
     """The total number of attempts is limited; the bytes so far are kept."""
     server.default = ScriptedReply(cut_after=10)

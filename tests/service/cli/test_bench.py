@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
-from tests.service.cli.convmlp_command import convmlp, url
+from tests.service.cli.convmlp_command import convmlp, started, url
 from tests.service.frontend.grpc_server import open_rpc_at
 from tests.service.frontend.rest_server import Rest, open_rest, picture
 
@@ -137,3 +139,21 @@ async def test_wrong_flags_are_refused(flags: tuple[str, str], message: str) -> 
     ran = await convmlp("bench", *flags)
     assert ran.status == 2
     assert message in " ".join(ran.err.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("flags", [("--concurrency", "2,4"), ("--rate", "20")])
+async def test_an_interruption_prints_what_was_measured(rest: Rest, flags: tuple[str, ...]) -> None:
+    """After Ctrl-C the table has the measurement that was cut short, at the rate until then; the status is 130."""
+    measured = ("--seconds", "600", "--warm-up", "0", *flags)
+    async with started("bench", "--url", url(rest), "--json", *measured) as process:
+        async with asyncio.timeout(60):
+            while await requests_of(rest, "classify") < 20:
+                await asyncio.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, error = await process.communicate()
+    assert process.returncode == 130
+    assert error == b"convmlp: interrupted; the last of 1 measurements is not complete\n"
+    (figures,) = json.loads(out)["measured"]
+    assert 0 < figures["seconds"] < 600
+    assert figures["requests"] > 5
+    assert figures["answers_per_second"] > 1

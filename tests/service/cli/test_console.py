@@ -12,7 +12,7 @@ import pytest
 from convmlp_client.geometry import ImageSize
 from convmlp_client.results import Classification, Label, Meta, Task
 from service.cli.console import image_progress, number_column, print_table, text_column
-from service.cli.output import print_result
+from service.cli.printers import print_result
 from tests.service.cli.convmlp_command import url
 from tests.service.frontend.rest_server import Rest
 
@@ -76,21 +76,23 @@ async def test_several_images_have_a_progress_bar(rest: Rest, files: list[str], 
     out, shown = await on_a_terminal("classify", *files[:3], *flags, stdout_too=False)
     assert "3/3" in re.sub(r"\x1b\[[?0-9;]*[a-zA-Z]", " ", shown).split()
     assert b"\x1b" not in out
-    assert out.count(b"fake_classify") == {"table": 3, "--json": 1, "--save": 0}[form]
+    assert len(out.splitlines()) == {"table": 3, "--json": 1, "--save": 3}[form]
     out, shown = await on_a_terminal("classify", files[0], *flags, stdout_too=False)
     assert out
     assert shown == ""
 
 
-async def test_tables_on_the_same_terminal_are_their_own_progress(rest: Rest, files: list[str]) -> None:
-    """No bar is drawn between the lines of tables."""
-    _, shown = await on_a_terminal("classify", files[0], files[0], "--url", url(rest), stdout_too=True)
-    assert "2/2" not in shown
-    assert shown.count("fake_classify") == 2
+async def test_lines_on_the_same_terminal_are_above_the_bar(rest: Rest, files: list[str]) -> None:
+    """Each line begins where the bar was, which is erased before, and drawn again below it."""
+    _, shown = await on_a_terminal("classify", *files[:2], "--url", url(rest), stdout_too=True)
+    erased = "\r\x1b[2K"
+    for file in files[:2]:
+        assert f"{erased}{file}  grey" in shown
+    assert "2/2" in shown.rpartition(f"{erased}{files[1]}")[2]
 
 
 def test_without_a_terminal_there_is_no_bar(capsys: pytest.CaptureFixture[str]) -> None:
     """A log file has no progress bars."""
-    with image_progress(5, printing=False) as done:
+    with image_progress(5) as done:
         done()
     assert capsys.readouterr() == ("", "")

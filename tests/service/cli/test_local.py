@@ -84,13 +84,13 @@ def test_a_bad_image_affects_no_other_image(store: Path, tmp_path: Path) -> None
     """The other images, stdin among them, have their results; stderr and the exit status report the bad one."""
     broken = tmp_path / "broken.png"
     broken.write_bytes(REFERENCE_PICTURE.read_bytes()[:5000])
-    arguments = ["classify", CAT, str(broken), "-", "https://a.test/b", "--model", "classify", "--json"]
+    arguments = ["classify", CAT, str(broken), "-", "http://127.0.0.1:1/b", "--model", "classify", "--json"]
     ran = local(*arguments, store=store, stdin=REFERENCE_PICTURE.read_bytes())
     assert ran.exit_code == 1
     first, second, third, fourth = json.loads(ran.stdout)["results"]
     assert first == third
     assert second["error"]["type"] == "/problems/image-undecodable"
-    assert "--local does not fetch" in fourth["error"]["detail"]
+    assert fourth["error"]["detail"] == "cannot be downloaded: connection refused"
     assert f"{broken}: the JPEG is damaged (premature end" in ran.stderr
 
 

@@ -7,14 +7,22 @@ import importlib.util
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import PIL.Image
 import pytest
 
+from model.types import Task
+from service.cli.backends import open_client
+from service.cli.console import print_error
+from service.cli.inputs import ImageFile
+from service.cli.sources.feed import Feed
+from service.cli.sources.frame import Frame
+from service.cli.watching import Watching
 from tests.service.cli.convmlp_command import convmlp, started, url
 from tests.service.cli.rtsp_camera import open_camera
 from tests.service.frontend.picture_site import Answer, open_site
@@ -345,3 +353,23 @@ async def test_a_file_that_is_no_video(tmp_path: Path) -> None:
     ran = await convmlp("watch", str(path))
     assert (ran.status, ran.out) == (1, b"")
     assert "notes.txt: invalid data" in ran.err
+
+
+async def test_a_file_that_cannot_be_read_has_its_line(rest: Rest, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its line has the error, as that of a file which the service refuses; those after it are predicted."""
+
+    class Files:
+        is_live, resumes = False, True
+
+        async def frames(self) -> AsyncGenerator[Frame, None]:
+            for name, read in (("lost.png", ImageFile("/nothing/lost.png").read), ("good.png", partial(picture, 70))):
+                yield Frame(read, 0.0, fields={"file": name})
+
+    client = open_client(url(rest), None)
+    try:
+        await Watching(Task.CLASSIFY, Feed(Files(), None, 0, print_error), None, None).run(client, {}, 1)
+    finally:
+        await client.aclose()
+    first, second = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert (first["file"], first["error"]["detail"]) == ("lost.png", "cannot be read: No such file or directory")
+    assert (second["file"], second["frame"], second["model"]) == ("good.png", 2, "fake_classify")

@@ -15,6 +15,7 @@ import pytest
 import trustme
 
 from service.errors import ConnectionEnd
+from service.frontend.http.handshake import HANDSHAKE_S
 from service.process import EXIT_CONFIG
 from tests.e2e.convmlp_process import started
 from tests.service.cli.convmlp_command import convmlp
@@ -104,11 +105,11 @@ async def test_handshakes_are_bounded(authority: Authority) -> None:
 
 async def test_a_handshake_does_not_hold_up_the_drain(authority: Authority) -> None:
     """A server that stops does not wait for connections that never speak TLS."""
-    async with open_rest(**settings_of(authority)) as rest:
+    async with open_rest(drain_timeout_s=60.0, **settings_of(authority)) as rest:
         _, writer = await asyncio.open_connection("127.0.0.1", rest.port)
         assert await connects(rest, authority)
         rest.stop.set()
-        async with asyncio.timeout(8):
+        async with asyncio.timeout(0.8 * HANDSHAKE_S):
             await rest.serving
         writer.close()
 

@@ -7,7 +7,6 @@ import base64
 import io
 from typing import Any
 
-import cv2
 import httpx2
 import numpy as np
 import PIL.Image
@@ -280,13 +279,3 @@ async def test_pictures_of_phones_and_scanners_are_answered(rest: Rest, data: by
     response = await rest.http.post("/classify", **bodies[form])
     assert response.status_code == 200, response.text
     assert response.json()["results"][0]["image"] == {"width": 96, "height": 64}
-
-
-@pytest.mark.settings(max_image_mpx=30)
-async def test_large_overlay_is_bounded(fresh_rest: Rest) -> None:
-    """A very large picture's overlay comes scaled down, in its own proportions."""
-    _, data = cv2.imencode(".png", np.zeros((4000, 6000), np.uint8))
-    response = await fresh_rest.http.post("/segment", content=data.tobytes(), headers={"Accept": "image/png"})
-    width, height = opened(response).size
-    assert width * height <= 16_000_000
-    assert width / height == pytest.approx(1.5, abs=0.01)
