@@ -72,11 +72,10 @@ class UnixLink:
         except OSError:
             connected.close()
             return False
-        loop = asyncio.get_running_loop()
-        ended: asyncio.Future[Exception | None] = loop.create_future()
+        ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         was_open = False
 
-        def on_open(stream: MessageStream) -> None:
+        def on_open() -> None:
             nonlocal was_open
             was_open = True
             self.send = stream.send
@@ -90,9 +89,7 @@ class UnixLink:
             if not ended.done():
                 ended.set_result(error)
 
-        _, stream = await loop.create_unix_connection(
-            lambda: MessageStream(self._max_frame_bytes, on_open, self._events.on_message, on_end), sock=connected
-        )
+        stream = MessageStream(connected, self._max_frame_bytes, on_open, self._events.on_message, on_end)
         try:
             error = await ended
         finally:
@@ -142,12 +139,20 @@ class UnixListener:
         """See `Listener.run`."""
         failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-        def make_stream() -> MessageStream:
+        def admit(connected: socket.socket) -> None:
+            if len(self._streams) >= MAX_CONNECTIONS:
+                log.error("too many front-ends are connected; one was refused", limit=MAX_CONNECTIONS)
+                connected.close()
+                return
             identity = next(self._numbers).to_bytes(8, "big")
-            stream = self._streams[identity] = MessageStream(
-                self._max_frame_bytes, _nothing, partial(on_message, identity), partial(on_end, identity), on_drained
+            self._streams[identity] = MessageStream(
+                connected,
+                self._max_frame_bytes,
+                _nothing,
+                partial(on_message, identity),
+                partial(on_end, identity),
+                on_drained,
             )
-            return stream
 
         def on_end(identity: bytes, error: Exception | None) -> None:
             self._streams.pop(identity, None)
@@ -159,7 +164,7 @@ class UnixListener:
             elif error is not None and not isinstance(error, OSError) and not failed.done():
                 failed.set_exception(error)
 
-        accepting = asyncio.create_task(self._keep_accepting(make_stream), name="worker-address")
+        accepting = asyncio.create_task(self._keep_accepting(admit), name="worker-address")
         try:
             await failed
         finally:
@@ -168,7 +173,7 @@ class UnixListener:
             for stream in self._streams.values():
                 stream.on_message = _ignore
 
-    async def _keep_accepting(self, make_stream: Callable[[], MessageStream]) -> None:
+    async def _keep_accepting(self, admit: Callable[[socket.socket], None]) -> None:
         """Accept connections, and listen again when something deleted the socket's file.
 
         Connections live on without the file; new ones, of a restarted front-end, need it.
@@ -180,11 +185,7 @@ class UnixListener:
                 async with asyncio.timeout(CHECK_S):
                     while True:
                         connected, _ = await loop.sock_accept(self._listening)
-                        if len(self._streams) < MAX_CONNECTIONS:
-                            await loop.connect_accepted_socket(make_stream, connected)
-                        else:
-                            log.error("too many front-ends are connected; one was refused", limit=MAX_CONNECTIONS)
-                            connected.close()
+                        admit(connected)
             except TimeoutError:
                 pass
             except OSError as error:
@@ -263,5 +264,5 @@ def _ignore(_header: memoryview, _frames: Frames) -> None:
     """A worker that closes reads no more jobs."""
 
 
-def _nothing(_stream: MessageStream) -> None:
+def _nothing() -> None:
     pass

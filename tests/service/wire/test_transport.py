@@ -177,3 +177,17 @@ async def test_an_error_of_a_callback_ends_run(address: str) -> None:
             front_end.link.send(b"message")
             with pytest.raises(RuntimeError, match="a bug"):
                 await asyncio.wait_for(running, 20)
+
+
+async def test_a_flood_leaves_turns_to_others(address: str) -> None:
+    """However many messages have arrived, the rest of the process runs before all of them are handled."""
+    total = 5_000
+    async with connected(address) as (_, received, front_end):
+        for _ in range(total):
+            front_end.link.send(b"message")
+        most = 0
+        async with asyncio.timeout(20):
+            while (before := len(received)) < total:
+                await asyncio.sleep(0)
+                most = max(most, len(received) - before)
+    assert 0 < most <= 256
