@@ -2,8 +2,8 @@
 
     .cluster/venv/bin/python -m benchmarks.cluster --rounds 3
 
-Both run all the time, with two workers each and the same model, and get callers by turns. The callers' own CPU is not
-counted. What Ray's other processes use is stated as cores: they use it whether there are requests or not.
+Both run all the time, with two workers each and the same model, and get callers in alternation. The callers' own CPU is
+not counted. What Ray's other processes use is stated as cores: they use it whether there are requests or not.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def deploy(cluster: LocalCluster) -> None:
     cluster.run("service.cli", "cluster", "deploy", str(file), "--address", cluster.head)
 
 
-async def turn(port: int, processes: list[psutil.Process], callers: int, seconds: float) -> dict[str, float]:
+async def measure(port: int, processes: list[psutil.Process], callers: int, seconds: float) -> dict[str, float]:
     """CPU ms of an answer by kind; `rest` as cores; and the answers."""
     image = picture(100, 500, 375, "JPEG")
     async with load(port, callers, image=image):
@@ -120,7 +120,7 @@ def _is_ready(port: int) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of a measurement")
     parser.add_argument("--callers", type=int, default=8)
     arguments = parser.parse_args()
     rounds: dict[str, list[dict[str, float]]] = {"serve": [], "cluster": []}
@@ -131,7 +131,7 @@ def main() -> None:
                 ("serve", port, own()),
                 ("cluster", cluster.http_port, [one for node in cluster.nodes for one in node.processes()]),
             ):
-                figures = asyncio.run(turn(at, processes, arguments.callers, arguments.seconds))
+                figures = asyncio.run(measure(at, processes, arguments.callers, arguments.seconds))
                 rounds[which].append(figures)
                 print(which, json.dumps({kind: round(value, 2) for kind, value in figures.items()}), flush=True)
     ratio = statistics.median(

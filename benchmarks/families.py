@@ -35,7 +35,7 @@ from model.precision import select_precision
 from model.predictor import Predictor, load_network
 from model.reference import ClassifyReference, reference_input, reference_params
 from model.spec import ClassifyPostSpec
-from model.types import Batch, Task
+from model.types import Batch
 
 CLASSES = 1000
 CPU = torch.device("cpu")
@@ -93,7 +93,7 @@ def plain_predictor(bundle: Bundle) -> Predictor:
 def compare(plain: Predictor, served: Predictor, bundle: Bundle, size: int, rounds: int) -> Comparison:
     """Both predictors in turn, after a run of each that is not measured."""
     picture = reference_input(bundle.config.preprocessing)
-    params = reference_params(Task.CLASSIFY)
+    params = reference_params(bundle.config.task)
     batch = Batch(np.stack([picture.pixels] * size), (picture.geometry,) * size, (params,) * size)
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(rounds + 1):

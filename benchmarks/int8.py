@@ -1,10 +1,12 @@
-"""How much faster int8 is than the other precisions of the same model, for classifiers of the published sizes.
+"""How much faster int8 is than the other precisions of the same model.
 
     python -m benchmarks.int8 [--batches 1,4,8] [--rounds 9] [--models convmlp_s,cmt_ti]
+    python -m benchmarks.int8 --models-dir DIR --models convmlp_pets_breed_int8
 
-The networks have random weights, and are quantised with variants of the reference picture: speed does not depend on
-the values. All compute the reference picture on one thread, in turn. Times are CPU times of the thread, so that other
-processes on the machine count little. The table has the median of the ratios of all pairs of runs, and their quartiles.
+Classifiers of the published sizes have random weights, and are quantised with variants of the reference picture: speed
+does not depend on the values. Other names are of models that `convmlp models quantize` made, in DIR. All compute the
+reference picture on one thread, in turn. Times are CPU times of the thread: other processes count little.
+The table has the median of the ratios of all pairs of runs, and their quartiles.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from statistics import median, quantiles
 import torch
 
 from benchmarks.families import CPU, MODELS, Comparison, compare, random_bundle
+from model.bundle import Bundle, find_bundle, read_bundle
 from model.precision import Precision, candidates, make_predictor
 from model.predictor import load_network
 from model.quantisation.pictures import reference_variants
@@ -33,20 +36,31 @@ def row(name: str, other: Precision, layers: int, found: Comparison) -> str:
     )
 
 
+def pair(name: str, store: Path, models_dir: Path | None) -> tuple[Bundle, Bundle]:
+    """A model of float weights and the one of int8 weights that was made of it."""
+    if name in MODELS:
+        plain = random_bundle(store, MODELS[name])
+        inputs = list(reference_variants(plain.config.preprocessing))
+        return plain, quantise(plain, inputs, store, "int8", minimum=0.0, allow=True)
+    made = read_bundle(find_bundle(name, models_dir))
+    if made.config.quantisation is None:
+        raise SystemExit(f"--models: {name} was not made by `convmlp models quantize`")
+    return read_bundle(find_bundle(made.config.quantisation.made_from.split()[0], models_dir)), made
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--batches", default="1,4,8", help="pictures in a batch (default: 1,4,8)")
     options.add_argument("--rounds", type=int, default=9, help="pairs of runs (default: 9)")
     options.add_argument("--models", default="convmlp_s", help=f"some of {', '.join(MODELS)} (default: convmlp_s)")
+    options.add_argument("--models-dir", type=Path, metavar="DIR", help="folder of models, for other names")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     print("| model | int8 layers | batch | ms a picture | int8, ms a picture | ratio | its quartiles |")
     print("|---|---|---|---|---|---|---|")
     for name in arguments.models.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            plain = random_bundle(Path(folder), MODELS[name])
-            inputs = list(reference_variants(plain.config.preprocessing))
-            made = quantise(plain, inputs, Path(folder), "int8", minimum=0.0, allow=True)
+            plain, made = pair(name, Path(folder), arguments.models_dir)
             int8 = make_predictor(made, CPU, Precision.INT8, load_network(made))
             others = [(one, make_predictor(plain, CPU, one, load_network(plain))) for one in candidates(CPU)]
         quantisation = made.config.quantisation

@@ -1,6 +1,6 @@
 """Detects objects in all images of a folder, and saves the images with boxes and masks drawn on them.
 
-pip install 'convmlp-client[grpc,progress]'
+pip install './client[grpc,progress]'    # in a clone of the repository
 python draw_folder.py IMAGES DRAWN                           # http://127.0.0.1:8000
 python draw_folder.py IMAGES DRAWN grpc://127.0.0.1:8001
 """

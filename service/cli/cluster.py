@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -69,6 +70,9 @@ def deploy(
     timeout_s: Annotated[
         float, typer.Option("--timeout", help="Seconds until it must run.", min=1)
     ] = DEFAULT_TIMEOUT_S,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Replace all processes, also where no setting changed: for new weights.")
+    ] = False,
 ) -> None:
     """Deploy the service on a cluster, or update it without losing a request; wait until it runs."""
     _require_ray()
@@ -93,7 +97,7 @@ def deploy(
             typer.echo(printable(line), err=True)
 
     with _errors_to_exit(), connected(address):
-        status = deploy_on(deployment, timeout_s, show)
+        status = deploy_on(deployment, timeout_s, show, restart=uuid.uuid4().hex if restart else "")
         typer.echo(f"{deployment.name} runs at port {deployment.port} of {', '.join(status.nodes)}")
 
 

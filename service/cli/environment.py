@@ -21,17 +21,14 @@ COMPOSE = (
     "CONVMLP_PUBLISH_GRAFANA",
     "CONVMLP_TRACE_URL",
     "CONVMLP_GPU",
-    "CONVMLP_GPU_1",
     "CONVMLP_MODEL_STORE",
     "CONVMLP_WORKER_MEMORY",
     "CONVMLP_FRONTEND_MEMORY",
     "CONVMLP_STOP_GRACE",
-    "CONVMLP_WORKER_ADDRESSES",
     "CONVMLP_VERSION",
     "CONVMLP_REVISION",
     "CONVMLP_SOURCE",
     "CONVMLP_WHEELS",
-    "CONVMLP_BALANCER_IMAGE",
 )
 """Of `.env.example`: compose reads them, and a shell that has read `.env` exports them."""
 

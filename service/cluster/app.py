@@ -2,7 +2,9 @@
 
 # Serve reads the annotation of `build` as a class, which `from __future__ import annotations` would make a text.
 
+import hashlib
 import math
+from importlib.metadata import version
 from typing import Any
 
 from ray import serve
@@ -13,7 +15,7 @@ from service.cluster.environment import FRONT_END_ENVIRONMENT, worker_environmen
 from service.cluster.front_part import ClusterRest, FrontPart, GrpcPart
 from service.cluster.settings import ClusterSettings, ModelGroup
 from service.cluster.worker_part import LEAVE_S, OUTSTANDING, ServeWorker, WorkerPart
-from service.worker.main import serve_worker
+from service.settings import Settings
 
 NO_LIMIT = 10**6
 """Of requests in a replica: the service refuses what is too much itself, with a problem+json and Retry-After."""
@@ -33,13 +35,16 @@ def build(settings: ClusterSettings) -> serve.Application:
     return build_application(settings)
 
 
-def build_application(settings: ClusterSettings, serve_with: ServeWorker = serve_worker) -> serve.Application:
-    """As `build`, with workers that `serve_with` serves."""
+def build_application(
+    settings: ClusterSettings, serve_with: ServeWorker | None = None, restart: str = ""
+) -> serve.Application:
+    """As `build`; `serve_with` as in `WorkerPart`. Another `restart` than before replaces all replicas."""
     front_end = settings.front_end_settings
     groups = [group.deployment for group in settings.groups]
     drain_s = front_end.drain_timeout_ms / 1000
-    parts = [_worker_deployment(settings, group, serve_with) for group in settings.groups]
+    parts = [_worker_deployment(settings, group, serve_with, restart) for group in settings.groups]
     common: dict[str, Any] = {
+        **_version_of(front_end, restart, *groups),
         "logging_config": LOGS,
         "max_ongoing_requests": NO_LIMIT,
         "max_queued_requests": -1,
@@ -51,17 +56,19 @@ def build_application(settings: ClusterSettings, serve_with: ServeWorker = serve
         },
     }
     if settings.grpc_front_ends:
-        grpc = serve.deployment(GrpcPart, name="grpc", num_replicas=settings.grpc_front_ends, max_replicas_per_node=1)
         # The port of a node is free only when the old one has stopped.
-        parts.append(grpc.options(**{**common, "max_surge_percent": 0}).bind(front_end, groups))
+        own = {**common, "max_surge_percent": 0, "max_replicas_per_node": 1, "num_replicas": settings.grpc_front_ends}
+        parts.append(serve.deployment(GrpcPart).options(name="grpc", **own).bind(front_end, groups))
     rest = serve.ingress(ClusterRest(front_end, groups))(FrontPart)
-    deployment = serve.deployment(rest, name="rest", num_replicas=settings.front_ends)
-    return deployment.options(**common).bind(*parts)
+    return serve.deployment(rest).options(name="rest", num_replicas=settings.front_ends, **common).bind(*parts)
 
 
-def _worker_deployment(settings: ClusterSettings, group: ModelGroup, serve_with: ServeWorker) -> serve.Application:
+def _worker_deployment(
+    settings: ClusterSettings, group: ModelGroup, serve_with: ServeWorker | None, restart: str
+) -> serve.Application:
     own = settings.worker_settings(group)
     options: dict[str, Any] = {
+        **_version_of(own, restart),
         "logging_config": LOGS,
         "max_ongoing_requests": NO_LIMIT,
         "max_surge_percent": group.max_surge_percent,
@@ -87,7 +94,16 @@ def _worker_deployment(settings: ClusterSettings, group: ModelGroup, serve_with:
         )
     else:
         options["num_replicas"] = group.min_workers
-    return serve.deployment(WorkerPart, name=group.deployment, **options).bind(own, group.name, serve_with)
+    return serve.deployment(WorkerPart).options(name=group.deployment, **options).bind(own, group.name, serve_with)
+
+
+def _version_of(settings: Settings, *parts: str) -> dict[str, Any]:
+    """The options of a deployment that name its version: replicas of the same one stay when others are deployed.
+
+    Serve itself would give each deployment a new one, and replace all replicas where only their number changes.
+    """
+    text = "\n".join((version("convmlp-serving"), settings.model_dump_json(), *parts))
+    return {"version": hashlib.sha256(text.encode()).hexdigest()[:16], "_internal": True}
 
 
 def scale_by_images(context: AutoscalingContext) -> tuple[float, dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,9 @@ from ray import serve
 
 from service.cluster.app import build_application
 from service.cluster.worker_part import ServeWorker
-from service.worker.main import serve_worker
 
 POLL_S = 1.0
+CONNECT_S = 5.0
 FAILED = ("DEPLOY_FAILED", "UNHEALTHY")
 RUNNING = "RUNNING"
 
@@ -50,21 +51,23 @@ class ClusterStatus:
 
 
 @contextmanager
-def connected(address: str, connect_s: float = 20.0) -> Iterator[None]:
+def connected(address: str) -> Iterator[None]:
     """A connection to the cluster whose head is at `address`, HOST:PORT or auto.
 
     Raises:
         ClusterError: there is none.
     """
-    os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", str(int(connect_s)))
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
-        raise ClusterError(
-            f"cannot reach a cluster at {address}: {reason[0] if reason else type(error).__name__}; "
-            "`convmlp cluster up` starts one"
-        ) from None
+        if address != "auto":  # Ray itself would try for minutes
+            host, _, port = address.rpartition(":")
+            if not host or not port.isdecimal():
+                raise ValueError("expected HOST:PORT, or auto")
+            with socket.create_connection((host.strip("[]"), int(port)), CONNECT_S):
+                pass
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ClusterError(f"cannot reach a cluster at {address}: {reason}; `convmlp cluster up` starts one") from None
     try:
         yield
     finally:
@@ -75,17 +78,19 @@ def deploy(
     deployment: Deployment,
     timeout_s: float,
     on_progress: Callable[[ClusterStatus], None] = lambda _: None,
-    serve_with: ServeWorker = serve_worker,
+    serve_with: ServeWorker | None = None,
+    restart: str = "",
 ) -> ClusterStatus:
-    """Deploy an application, or update it replica by replica; wait until it runs.
+    """Deploy an application, or update it replica by replica; wait until it runs. `serve_with` as in `WorkerPart`.
+
+    Parts whose settings are as they were stay, with their replicas, unless `restart` is another text than before.
 
     Raises:
         ClusterError: it failed, or does not run after `timeout_s`. What ran before runs on.
     """
     serve.start(proxy_location="EveryNode", http_options={"host": deployment.host, "port": deployment.port})
-    target = serve.api.RunTarget(
-        build_application(deployment.settings, serve_with), name=deployment.name, route_prefix=deployment.route_prefix
-    )
+    application = build_application(deployment.settings, serve_with, restart)
+    target = serve.api.RunTarget(application, name=deployment.name, route_prefix=deployment.route_prefix)
     serve.api.run_many([target], wait_for_applications_running=False)
     end_s = time.monotonic() + timeout_s
     while True:

@@ -12,7 +12,14 @@ from service.worker.compute_libraries import SPINS
 
 RETRIED = "conn-failure empty-response"
 """Failures after which HAProxy sends a request to another front-end: nothing of an answer had come."""
-NO_FRONT_END = "no front-end can take the request at the moment; send it again"
+UPLOAD_S = 30
+"""How long a caller may take for a request, or for as much of it as is kept."""
+_UNAVAILABLE = ("unavailable", "The service is not available", "no front-end can take the request at the moment")
+ERRORS = {
+    408: ("deadline-exceeded", "The deadline passed", "timed out before the upload finished"),
+    **dict.fromkeys((502, 503, 504), _UNAVAILABLE),
+}
+"""What HAProxy answers itself, by its status: the last part of the problem's type, its title and detail."""
 RETRY_AFTER_S = 2
 BUFFER_BYTES = 128 * 2**10
 """A request of up to this size is kept until its answer begins, and can be sent again."""
@@ -30,11 +37,12 @@ def node_environment(slow: bool = False) -> dict[str, str]:
             (
                 RETRIED,
                 "option http-buffer-request",  # else a request is not whole when it is sent, and is not sent again
+                f"timeout http-request {UPLOAD_S}s",  # for what is waited for here, and not in a front-end
                 "option forwardfor",  # setting trusted_proxies
             )
         ),
         # Behind Ray's own pages for these, which are text/plain 500.
-        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(("leastconn", *map(_error_page, (502, 503, 504)))),
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(("leastconn", *map(_error_page, ERRORS))),
         "RAY_SERVE_HAPROXY_RETRIES": "3",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
     }
@@ -68,7 +76,9 @@ FRONT_END_ENVIRONMENT: Mapping[str, str] = {
 
 def _error_page(status: int) -> str:
     """A line of HAProxy's configuration: its answer where it has none of a front-end."""
-    body = {"type": "/problems/unavailable", "title": "The service is not available", "status": status}
-    text = json.dumps({**body, "detail": NO_FRONT_END, "error": NO_FRONT_END})
+    kind, title, detail = ERRORS[status]
+    detail = f"{detail}; send it again"
+    body = {"type": f"/problems/{kind}", "title": title, "status": status, "detail": detail, "error": detail}
+    text = json.dumps(body)
     media_type = "content-type application/problem+json"
     return f"http-error status {status} {media_type} string '{text}' hdr Retry-After {RETRY_AFTER_S}"

@@ -68,7 +68,7 @@ class ClusterRest:
             start_process(self._settings, "rest")
             settings = self._settings
             if not settings.trusted_proxies:  # HAProxy of every node adds its callers' addresses
-                settings = settings.with_changes(trusted_proxies=node_addresses())
+                settings = settings.with_changes(trusted_proxies=("127.0.0.1", *node_addresses()))
             opened = partial(open_in_cluster, settings, self._groups)
             self._app = RequestIdOnce(RestApplication(settings, opened))
         await self._app(scope, receive, send)

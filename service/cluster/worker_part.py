@@ -24,7 +24,6 @@ from service.settings import Settings
 from service.wire.curve import CurveKeys, worker_wire
 from service.wire.messages import Phase
 from service.wire.worker_endpoint import WorkerEndpoint
-from service.worker.main import serve_worker
 from service.worker.runner import DeviceLost
 from service.worker.worker import Worker, WorkerWedged
 
@@ -138,10 +137,14 @@ class WorkerThread:
 
 
 class WorkerPart:
-    """The replica's class: Ray calls its methods by their names."""
+    """The replica's class: Ray calls its methods by their names. Without `serve` it is `serve_worker`."""
 
-    async def __init__(self, settings: Settings, group: str, serve: ServeWorker = serve_worker) -> None:  # type: ignore[misc]  # Ray awaits it
+    async def __init__(self, settings: Settings, group: str, serve: ServeWorker | None = None) -> None:  # type: ignore[misc]  # Ray awaits it
         start_process(settings, f"worker-{group}")
+        if serve is None:
+            from service.worker.main import serve_worker  # with torch, which the deploying machine may lack
+
+            serve = serve_worker
         host = node_address()
         self._worker = WorkerThread(host, settings.with_changes(host=host), wire_keys(settings), serve)
         await self._worker.ready(START_S)
@@ -164,7 +167,9 @@ class WorkerPart:
 
 
 def _text_of(error: BaseException | None) -> str:
-    """The first of an error's causes, in words."""
+    """The first of an error's causes, in words. None: it stopped as it was asked to."""
+    if error is None:
+        return "it was stopped"
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__

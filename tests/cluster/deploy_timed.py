@@ -19,7 +19,7 @@ DEPLOY_S = 240.0
 def main(head: str, port: str, image_s: str, settings: str) -> None:
     deployment = Deployment(ClusterSettings.model_validate_json(settings), port=int(port))
     with connected(head):
-        deploy(deployment, DEPLOY_S, serve_with=partial(serve_timed, image_s=float(image_s)))
+        deploy(deployment, DEPLOY_S, serve_with=partial(serve_timed, image_s=float(image_s)), restart=image_s)
 
 
 if __name__ == "__main__":

@@ -170,7 +170,7 @@ async def test_replicas_add_up(cluster: LocalCluster) -> None:
 
 async def test_a_killed_node_costs_no_request(cluster: LocalCluster) -> None:
     """When all processes of a node are killed under load, the other one answers everything: also what was on its way
-    through the killed front-end. Ray starts what was lost on the other node, and a third node takes its share."""
+    through the killed front-end. Ray starts what was lost on the other node."""
     cluster.deploy(cluster_settings())
     async with load(cluster.http_port, 8) as result:
         await asyncio.sleep(3)
@@ -183,3 +183,18 @@ async def test_a_killed_node_costs_no_request(cluster: LocalCluster) -> None:
     log.info("a node was killed", before=before, statuses=dict(result.statuses), again_s=round(again_s, 1))
     assert len(before) == 2
     assert set(result.statuses) == {"200"}, result.failures[:3]
+
+
+async def test_a_node_that_joins_takes_its_share(cluster: LocalCluster) -> None:
+    """A third node joins the running cluster; a group placed there serves a model beside another group, under load."""
+    cluster.start_node()
+    everywhere = {"name": "a", "models": ["fake_a"], "min_workers": 2}
+    there = {"name": "b", "models": ["fake_a"], "resources": {"node2": 1}}
+    async with load(cluster.http_port, 8) as result:
+        await asyncio.to_thread(cluster.deploy, cluster_settings(groups=[everywhere, there]))
+        before = result.answered_by["fake_a 127.0.0.4"], result.answered
+        await asyncio.sleep(5)
+    joined, answered = result.answered_by["fake_a 127.0.0.4"] - before[0], result.answered - before[1]
+    log.info("a third node joined", answered=answered, of_it=joined, statuses=dict(result.statuses))
+    assert set(result.statuses) == {"200"}, result.failures[:3]
+    assert joined >= 0.2 * answered

@@ -18,11 +18,8 @@ from tests.compose.stack import BASE, ON_CPU, ROOT, Stack, run
 VARIANTS = {
     "gpu": (BASE,),
     "cpu": ON_CPU,
-    "gpus": (BASE, "docker-compose.gpus.yml"),
-    "scale": (BASE, "docker-compose.scale.yml"),
-    "scale on cpu": (*ON_CPU, "docker-compose.scale.yml"),
 }
-OUTSIDERS = {"prometheus", "grafana", "balancer"}
+OUTSIDERS = {"prometheus", "grafana"}
 """Services whose images are other people's."""
 
 
@@ -49,15 +46,15 @@ def test_every_service_is_confined(files: tuple[str, ...]) -> None:
 def test_a_stop_waits_for_the_drain() -> None:
     """Docker's patience is longer than the drain and the last answers after it."""
     drain_s = Settings().drain_timeout_ms / 1000
-    for name, service in services(BASE, "docker-compose.scale.yml").items():
-        if name not in OUTSIDERS - {"balancer"}:
+    for name, service in services(BASE).items():
+        if name not in OUTSIDERS:
             assert int(service["stop_grace_period"].removesuffix("s")) >= drain_s + 10, name
 
 
 def test_only_the_worker_gets_a_gpu_and_on_the_cpu_nobody() -> None:
-    """Each worker reserves a GPU of its own; no other container reserves one."""
-    reserved = {name: _gpus(one) for name, one in services(BASE, "docker-compose.gpus.yml").items() if _gpus(one)}
-    assert reserved == {"worker": ["0"], "worker-1": ["1"]}
+    """The worker reserves a GPU; no other container reserves one."""
+    reserved = {name: _gpus(one) for name, one in services(BASE).items() if _gpus(one)}
+    assert reserved == {"worker": ["0"]}
     assert not any(_gpus(one) for one in services(*ON_CPU).values())
 
 
@@ -66,17 +63,16 @@ def _gpus(service: dict[str, Any]) -> list[str]:
     return [gpu for device in devices for gpu in device["device_ids"]]
 
 
-def test_front_ends_ask_all_workers() -> None:
-    """With two GPUs each front-end knows the socket that each worker listens at."""
-    found = services(BASE, "docker-compose.gpus.yml")
-    listen = [found[name]["environment"]["CONVMLP_WORKER_ADDRESS"] for name in ("worker", "worker-1")]
-    for name in ("rest", "grpc"):
-        assert found[name]["environment"]["CONVMLP_WORKER_ADDRESS"].split(",") == listen
+def test_front_ends_ask_the_worker() -> None:
+    """Each front-end knows the socket that the worker listens at."""
+    found = services(BASE)
+    (address,) = {found[name]["environment"]["CONVMLP_WORKER_ADDRESS"] for name in ("worker", "rest", "grpc")}
+    assert address.startswith("ipc://")
 
 
 def test_what_is_passed_on_are_settings() -> None:
     """Each variable that a container gets is a setting of the service: none was renamed, none misspelt."""
-    for name, service in services(BASE, "docker-compose.gpus.yml").items():
+    for name, service in services(BASE).items():
         if name not in OUTSIDERS:
             for variable in service.get("environment", {}):
                 assert variable.removeprefix("CONVMLP_").lower() in Settings.model_fields, (name, variable)

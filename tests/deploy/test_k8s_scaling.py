@@ -6,11 +6,8 @@ import math
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
-from service.observability.metrics import WorkerMetrics
-from service.settings import Settings
-from tests.deploy.k8s import COMPLETE, FRONT_ENDS, K8S, PARTS, ROOT, SERVICES, deployed, is_target, selects
+from tests.deploy.k8s import COMPLETE, FRONT_ENDS, PARTS, ROOT, SERVICES, deployed, is_target, selects
 
 
 @pytest.mark.parametrize("folder", SERVICES)
@@ -57,22 +54,6 @@ def test_front_ends_are_scaled_by_the_cpu_that_they_ask_for(folder: str, part: s
     target = metric["resource"]["target"]["averageUtilization"] / 100 * float(resources["requests"]["cpu"])
     assert metric["resource"]["name"] == "cpu"
     assert target < float(resources["limits"]["cpu"])
-
-
-def test_workers_are_scaled_by_a_metric_that_they_expose() -> None:
-    """The autoscaler's metric is the adapter's rule's: a gauge of each worker, with a target within its bounds."""
-    scaler = deployed(COMPLETE).one("HorizontalPodAutoscaler", "convmlp-worker")
-    (metric,) = scaler["spec"]["metrics"]
-    name = metric["pods"]["metric"]["name"]
-    adapter = yaml.safe_load((K8S / "components/worker-autoscaling/prometheus-adapter.yaml").read_text())
-    (rule,) = adapter["rules"]["custom"]
-    registry = CollectorRegistry()
-    WorkerMetrics(registry, {"a": "classify"})
-    assert name in {family.name for family in registry.collect() if family.type == "gauge"}
-    assert rule["seriesQuery"].partition("{")[0] == name
-    assert "name" not in rule  # the series' own
-    assert set(rule["resources"]["overrides"]) == {"namespace", "pod"}
-    assert 0 < int(metric["pods"]["target"]["averageValue"]) < Settings().max_queue_images
 
 
 @pytest.mark.parametrize("folder", SERVICES)

@@ -38,6 +38,7 @@ def main(role: str) -> None:
 
 def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noqa: ANN401  (either role's)
     of_one, of_all = shared.of_one(), shared.of_all()
+    answer: Any
     for line in sys.stdin:
         match json.loads(line):
             case ["scrape"]:
@@ -50,7 +51,8 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
                 count, durations = metrics.requests[transport, task, model, outcome]
                 count.inc(1, *exemplar)
                 for duration in durations:
-                    answer = duration.observe(seconds, *exemplar)
+                    duration.observe(seconds, *exemplar)
+                answer = None
             case ["stage", stage, task, seconds]:
                 answer = metrics.stages[stage, task].observe(seconds)
             case ["in_flight", images]:
