@@ -140,7 +140,7 @@ class _Process:
     settings: Settings
     loaded: Loaded | None = None
     tasks: set[int] = field(default_factory=set)
-    heard_s: float = 0.0
+    reported_s: float = 0.0
     """When it last reported something, or got its first task."""
 
     @property
@@ -186,7 +186,7 @@ class LocalPool:
     def submit(self, task: Task) -> None:
         process = max(self._processes, key=lambda one: one.free)
         if not process.tasks:
-            process.heard_s = time.monotonic()
+            process.reported_s = time.monotonic()
         process.tasks.add(task.number)
         # A process that has ended is reported by its events.
         with contextlib.suppress(OSError):
@@ -196,7 +196,7 @@ class LocalPool:
         by_connection = {one.connection: one for one in self._processes}
         now_s = time.monotonic()
         for process in self._processes:
-            if process.tasks and now_s - process.heard_s > self._stall_timeout_s:
+            if process.tasks and now_s - process.reported_s > self._stall_timeout_s:
                 process.child.kill()  # its end is found below
         for ready in wait(list(by_connection), timeout_s):
             process = by_connection[ready]  # type: ignore[index]
@@ -205,7 +205,7 @@ class LocalPool:
             except (EOFError, OSError):
                 yield self._replaced(process)
                 continue
-            process.heard_s = time.monotonic()
+            process.reported_s = time.monotonic()
             if isinstance(event, Loaded):
                 process.loaded = event
             elif isinstance(event, Finished):

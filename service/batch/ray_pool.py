@@ -89,7 +89,7 @@ class _Actor:
     loading: Any
     loaded: Loaded | None = None
     tasks: set[int] = field(default_factory=set)
-    heard_s: float = 0.0
+    reported_s: float = 0.0
 
     @property
     def free(self) -> int:
@@ -161,7 +161,7 @@ class RayPool:
     def submit(self, task: Task) -> None:
         actor = max(self._actors, key=lambda one: one.free)
         if not actor.tasks:
-            actor.heard_s = time.monotonic()
+            actor.reported_s = time.monotonic()
         actor.tasks.add(task.number)
         stream = actor.handle.score.options(num_returns="streaming").remote(task)
         self._streams[stream] = (actor, task.number)
@@ -174,7 +174,7 @@ class RayPool:
             return
         now_s = time.monotonic()
         for actor in self._actors:
-            if actor.tasks and now_s - actor.heard_s > STALL_TIMEOUT_S:
+            if actor.tasks and now_s - actor.reported_s > STALL_TIMEOUT_S:
                 self._ray.kill(actor.handle)  # its end is found below
         ready, _ = self._ray.wait(waited, num_returns=1, timeout=timeout_s)
         for one in ready:
@@ -187,7 +187,7 @@ class RayPool:
             except self._ray.exceptions.RayError as error:
                 yield self._replaced(actor, error)
                 continue
-            actor.heard_s = time.monotonic()
+            actor.reported_s = time.monotonic()
             if isinstance(event, Loaded):
                 actor.loaded, actor.loading = event, None
             elif isinstance(event, Finished):
