@@ -37,7 +37,7 @@ test-cluster: $(CLUSTER)/.ray ## the service on two and three Ray nodes of this 
 
 $(CLUSTER)/.ray: $(VENV)/.dev pyproject.toml
 	$(PYTHON) -m venv $(CLUSTER)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 	  "$$($(CLUSTER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[serve,data]==2.60.0'
 	@touch $@
