@@ -2,7 +2,7 @@
 
 OpenCV is linked to FFmpeg for videos, to OpenBLAS for linear algebra and to libaom for AVIF. The service has it resize,
 draw, encode and decode BMP and WebP. A small library takes the place of each of them, with the functions that are
-expected of it. A call of one would end the process with a message. Its name begins with `no_` in place of `lib`, because
+expected of it. A call of one would end the process with a message. Its name begins with `no_` in place of `lib`:
 threadpoolctl knows OpenBLAS by its file's name. Needs binutils.
 """
 
