@@ -21,7 +21,7 @@ import pytest
 import structlog
 
 from service.worker.compute_libraries import configure_libraries
-from tests.e2e.convmlp_process import RunningService, running_service
+from tests.e2e.convmlp_process import STATE_HOME, RunningService, running_service
 from tests.fork_server import FORK_SERVER, ForkServer
 
 # On a busy machine any example may take long.
@@ -40,10 +40,6 @@ structlog.configure(
 configure_libraries()
 
 HERE = Path(__file__).parent
-
-STATE_HOME = "XDG_STATE_HOME"
-"""Environment variable of the folder in which workers keep what they measured, those of tests too."""
-
 
 IS_XDIST_WORKER = "PYTEST_XDIST_WORKER" in os.environ
 """Such a process shares the folder of the process that started it."""

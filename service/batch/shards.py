@@ -13,7 +13,7 @@ from typing import Any
 
 from model.errors import ImageTooLarge, ImageUndecodable
 from service.batch.samples import Sample, Unit, read_sample
-from service.batch.storage import Place, require_pyarrow, require_readable
+from service.batch.storage import Place, StorageFailed, require_pyarrow, require_readable
 from service.evaluation.dataset import is_picture
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -45,7 +45,11 @@ class TarRangeUnit:
         return len(self.members)
 
     def samples(self, done: Set[str]) -> Iterator[Sample]:
-        with self.place.open(self.name) as file:
+        try:
+            shard = self.place.open(self.name)
+        except OSError as error:
+            raise StorageFailed(f"{self.place.file(self.name)} cannot be read any more: {error.strerror}") from error
+        with shard as file:
             for member_id, offset, size in self.members:
                 if member_id in done:
                     continue

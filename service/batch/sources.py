@@ -104,15 +104,17 @@ def open_source(text: str, endpoint_url: str | None = None, columns: ParquetColu
     if separator and not rest:
         raise SourceInvalid(f"{text} names no bucket; expected {scheme}://BUCKET/PREFIX")
     columns = columns or ParquetColumns()
+    # Absolute, for processes of a cluster have other working directories.
+    path = Path(text).absolute()
     try:
         if separator:
             source = _remote(text, endpoint_url, columns)
-        elif Path(text).is_dir():
-            source = _listed(Place(text), Place(text).walk(), columns)
-        elif Path(text).exists():
-            source = _of_file(Path(text), endpoint_url, columns)
+        elif path.is_dir():
+            source = _listed(Place(str(path)), Place(str(path)).walk(), columns)
+        elif path.exists():
+            source = _of_file(path, endpoint_url, columns)
         elif glob.has_magic(text):
-            source = _of_glob(text, columns)
+            source = _of_glob(path, columns)
         else:
             raise SourceInvalid(f"{text} does not exist; name a folder, a file, a quoted glob or an s3:// URI")
     except OSError as error:
@@ -163,9 +165,9 @@ def _of_lines(place: Place, path: Path, columns: ParquetColumns) -> Source:
     return Source(place, pictures, [name for name in names if is_shard(name)], columns)
 
 
-def _of_glob(pattern: str, columns: ParquetColumns) -> Source:
+def _of_glob(pattern: Path, columns: ParquetColumns) -> Source:
     """Names are relative to the pattern's folders before its first wildcard."""
-    parts = Path(pattern).parts
+    parts = pattern.parts
     fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
     root = Path(*parts[:fixed])
     found = root.glob(str(Path(*parts[fixed:])))

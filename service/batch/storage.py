@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -20,7 +22,8 @@ CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, ATTEMPTS = 10.0, 60.0, 4
 
 
 class StorageFailed(ConvMLPError):
-    """An object store does not answer, or refuses. No picture is at fault: the job stops, and can be continued."""
+    """An object store does not answer, or refuses; or a folder is missing. No picture is at fault: the job stops, and
+    can be continued."""
 
     code = "storage-failed"
 
@@ -52,10 +55,11 @@ class Place:
 
         Raises:
             OSError: it does not exist, or cannot be opened.
-            StorageFailed: the object store does not answer, or refuses.
+            StorageFailed: the object store does not answer, or refuses; or the local folder does not exist here.
         """
         if not self.is_remote:
-            return open_regular(self.file(name))
+            with self._local_errors():
+                return open_regular(self.file(name))
         with remote_errors():
             return cast(BinaryIO, self._filesystem().open_input_file(self._path(name)))
 
@@ -68,7 +72,8 @@ class Place:
             StorageFailed: as `open`.
         """
         if not self.is_remote:
-            return read_picture(self.file(name))
+            with self._local_errors():
+                return read_picture(self.file(name))
         try:
             with remote_errors(), self._filesystem().open_input_stream(self._path(name)) as stream:
                 data = bytes(stream.read(MAX_PICTURE_BYTES + 1))
@@ -105,6 +110,18 @@ class Place:
         for name in sorted(names):
             if not any(part.startswith(".") for part in name.split("/")):
                 yield name
+
+    @contextmanager
+    def _local_errors(self) -> Iterator[None]:
+        """An error of a file becomes StorageFailed if the whole folder is missing: on another node, or unmounted."""
+        try:
+            yield
+        except (OSError, ImageUndecodable) as error:
+            if Path(self.root).is_dir():
+                raise
+            raise StorageFailed(
+                f"the folder {self.root} does not exist on {socket.gethostname()}; all nodes must have it at this path"
+            ) from error
 
     def _path(self, name: str) -> str:
         """The key with its bucket, as pyarrow has it."""

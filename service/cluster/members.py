@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
+import time
 from collections.abc import AsyncIterator, Collection, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -49,18 +51,24 @@ class Members:
 
     async def run(self) -> None:
         """Follow the reports until cancelled."""
+        leaves_by_s = math.inf
         while True:
-            await self._changed.wait()
             self._changed.clear()
             for address in sorted(self._wanted - self._pool.addresses):
                 try:
                     await self._pool.add(address)
                 except ValueError as error:
                     log.error("a worker cannot join", error=str(error))
-            if self._pool.addresses - self._wanted:
-                await self._wait_until_ready()
-                for address in self._pool.addresses - self._wanted:
+            leaving = self._pool.addresses - self._wanted
+            if not leaving:
+                leaves_by_s = math.inf
+                await self._changed.wait()
+            elif self._wanted <= self._pool.ready_addresses or time.monotonic() > leaves_by_s:
+                for address in leaving:
                     self._pool.remove(address, self._drain_s)
+            else:
+                leaves_by_s = min(leaves_by_s, time.monotonic() + JOIN_S)
+                await self._next_change()
 
     async def wait_for_workers(self) -> None:
         """Wait until each group has been reported and its workers are ready, but not for long."""
@@ -72,12 +80,6 @@ class Members:
     @property
     def _wanted(self) -> frozenset[str]:
         return frozenset().union(*self._addresses.values())
-
-    async def _wait_until_ready(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(JOIN_S):
-                while not self._wanted <= self._pool.ready_addresses:
-                    await self._next_change()
 
     async def _next_change(self) -> None:
         """Wait for a change of the workers' states; a report may come without one."""

@@ -133,7 +133,10 @@ class MessageStream:
         received = False
         try:
             for _ in range(IN_A_ROW):
-                count = self._socket.recv_into(self._rest)
+                try:
+                    count = self._socket.recv_into(self._rest)
+                except BlockingIOError:  # the kernel has no more
+                    break
                 if count < len(self._rest):
                     if not count:
                         self._end(None)
@@ -163,8 +166,6 @@ class MessageStream:
                 self._rest, self._head, self._frames, self._unfilled = self._prefix, None, [], None
                 received = True
                 self.on_message(header, frames)
-        except BlockingIOError:
-            pass
         except Exception as error:  # `on_end` gets it
             self._end(error)
             return

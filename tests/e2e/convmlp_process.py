@@ -7,6 +7,7 @@ libraries and the parents of an installed service.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import queue
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from typing import Any
 from tests.fork_server import COMMAND_LINE, FORK_SERVER, STDERR, STDOUT, ForkedProcess
 
 START_TIMEOUT_S = 120.0
+STATE_HOME = "XDG_STATE_HOME"
+"""Environment variable of the folder in which workers keep what they measured, those of tests too."""
 
 
 @dataclass
@@ -96,10 +99,30 @@ def running_service(
     *flags: str, environment: Mapping[str, str] | None = None, fresh: bool = False
 ) -> Iterator[RunningService]:
     """`convmlp serve` with these flags and variables, ready; stopped gracefully at the end."""
-    with started_service(*flags, environment=environment, fresh=fresh) as service:
-        ready = service.wait_for("ready", role="supervisor")
+    with ExitStack() as stack:
+        with first_alone(flags):
+            service = stack.enter_context(started_service(*flags, environment=environment, fresh=fresh))
+            ready = service.wait_for("ready", role="supervisor")
         service.url, service.grpc_address = ready["url"], ready["grpc_address"]
         yield service
+
+
+@contextmanager
+def first_alone(flags: Sequence[str]) -> Iterator[None]:
+    """The first start with some models measures them, which takes ten times as much processor time as the rest of it.
+    Other processes of the run that start meanwhile wait, and then find what was measured."""
+    folder = Path(os.environ.get(STATE_HOME, ""))
+    models = flags[flags.index("--models") + 1] if "--models" in flags else "all"
+    measured = folder / f"measured-{models}"
+    if STATE_HOME not in os.environ or measured.exists():
+        yield
+        return
+    with (folder / "first").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if measured.exists():
+            fcntl.flock(lock, fcntl.LOCK_UN)
+        yield
+        measured.touch()
 
 
 @contextmanager

@@ -36,8 +36,7 @@ def classifier() -> Iterator[RunningService]:
 @pytest.fixture(scope="module")
 def two_workers() -> Iterator[RunningService]:
     """A service with two workers, whose processes tests kill; the last one kills its supervisor."""
-    flags = ("--workers", "2", "--device", "cpu", "--worker-timeout-ms", "3000")
-    with running_service(*CLASSIFY_ONLY, *flags) as running:
+    with running_service(*CLASSIFY_ONLY, "--workers", "2", "--device", "cpu") as running:
         yield running
 
 
@@ -85,8 +84,8 @@ async def test_a_killed_worker_is_replaced(classifier: RunningService) -> None:
         async def ready() -> bool:
             return (await client.get("/readyz")).status_code == 200
 
-        await eventually(unready, 5)
-        await eventually(lambda: _seen(outcomes, 503), 5)
+        await eventually(unready)
+        await eventually(lambda: _seen(outcomes, 503))
         await eventually(ready)
         stop.set()
         await asyncio.gather(*clients, *burst)

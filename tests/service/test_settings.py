@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from service.settings import Settings, usable_memory
+from service.settings import EMBEDDED_MODELS, Settings, usable_memory
 
 SHOW = """
 import sys
@@ -42,6 +42,16 @@ def test_flags_win_over_environment_over_file_over_defaults(tmp_path: Path) -> N
     assert found["grpc_port"] == 2
     assert found["host"] == "0.0.0.0"
     assert found["worker_metrics_port"] == Settings.model_fields["worker_metrics_port"].default
+
+
+def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
+    """The file or the default counts then, unless empty is a value of its own: no paths, no traces."""
+    (tmp_path / "convmlp.toml").write_text('max_images = 3\nprotected_paths = "/docs"\napi_keys_file = "keys"\n')
+    names = ("MAX_IMAGES", "MODELS", "API_KEYS_FILE", "MODEL_CONTROL", "PROTECTED_PATHS", "OTLP_ENDPOINT")
+    found = settings_of(tmp_path, **{f"CONVMLP_{name}": "" for name in names})
+    assert (found["max_images"], found["api_keys_file"], found["protected_paths"]) == (3, "keys", [])
+    assert found["models"] == list(EMBEDDED_MODELS)
+    assert (found["model_control"], found["otlp_endpoint"]) == (False, "")
 
 
 def test_names_of_models_come_as_a_list_with_commas(tmp_path: Path) -> None:

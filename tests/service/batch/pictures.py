@@ -32,6 +32,7 @@ def write_pictures(folder: Path, count: int) -> list[str]:
 
 def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
     """A tar file, compressed by its suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for name, data in members.items():
             member = tarfile.TarInfo(name)

@@ -11,6 +11,7 @@ from model.errors import ImageUndecodable
 from service.batch.samples import Sample
 from service.batch.shards import ParquetColumns
 from service.batch.sources import SourceInvalid, open_source
+from service.batch.storage import StorageFailed
 from tests.service.batch.pictures import picture, write_pictures, write_tar
 
 NOTHING: frozenset[str] = frozenset()
@@ -126,6 +127,38 @@ def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(SourceInvalid, match=message):
             open_source(text)
+
+
+def test_units_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """IN may be relative; processes of a cluster read its files from other working directories."""
+    write_pictures(tmp_path / "in", 4)
+    (tmp_path / "in/some.txt").write_text("a/000.jpg\n")
+    write_tar(tmp_path / "in/shard.tar", {"a.jpg": picture(1)})
+    monkeypatch.chdir(tmp_path)
+    units = [
+        unit
+        for text in ("in", "in/*/*.jpg", "in/some.txt", "in/shard.tar")
+        for unit in open_source(text).units(set(), 1)
+    ]
+    monkeypatch.chdir("/")
+    assert all(isinstance(sample.data, bytes) for unit in units for sample in unit.samples(NOTHING))
+
+
+def test_a_folder_that_disappears_is_no_pictures_fault(tmp_path: Path) -> None:
+    """A file that was deleted is an error of its own; a folder that is missing, on a node for example, ends the job."""
+    write_pictures(tmp_path / "in", 4)
+    write_tar(tmp_path / "shards/0.tar", {"a.jpg": picture(1)})
+    (unit,) = open_source(f"{tmp_path}/in/*/000.jpg").units(set(), 1)
+    (shard,) = open_source(f"{tmp_path}/shards").units(set(), 1)
+    (tmp_path / "in/a/000.jpg").unlink()
+    (sample,) = unit.samples(NOTHING)
+    assert isinstance(sample.data, ImageUndecodable)
+    (tmp_path / "in").rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageFailed, match=r"the folder .*/in does not exist on .*; all nodes must have it"):
+        list(unit.samples(NOTHING))
+    (tmp_path / "shards/0.tar").unlink()
+    with pytest.raises(StorageFailed, match=r"0.tar cannot be read any more: No such file or directory"):
+        list(shard.samples(NOTHING))
 
 
 def test_units_of_a_large_shard_are_listed_as_they_are_needed(tmp_path: Path) -> None:
