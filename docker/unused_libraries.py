@@ -2,7 +2,8 @@
 
 OpenCV is linked to FFmpeg for videos, to OpenBLAS for linear algebra and to libaom for AVIF. The service has it resize,
 draw, encode and decode BMP and WebP. A small library takes the place of each of them, with the functions that are
-expected of it. A call of one would end the process with a message. Needs binutils.
+expected of it. A call of one would end the process with a message. Its name begins with `no_` in place of `lib`:
+threadpoolctl knows OpenBLAS by its file's name. Needs binutils.
 """
 
 from __future__ import annotations
@@ -38,7 +39,12 @@ def main(site_packages: Path) -> None:
     users = {opencv, *folder.iterdir()} - set(replaced)
     expected = {symbol for user in users for symbol in _symbols(user, "--undefined-only")}
     for library in replaced:
-        _replace(library, expected & _symbols(library, "--defined-only"))
+        _replace(library, _renamed(library.name), expected & _symbols(library, "--defined-only"))
+    for user in users:
+        content = user.read_bytes()
+        for library in replaced:  # names of the same length, so nothing moves
+            content = content.replace(library.name.encode(), _renamed(library.name).encode())
+        user.write_bytes(content)
     needed, left = {opencv}, {opencv}
     while left:
         left = {folder / name for one in left for name in _needed(one) if (folder / name).exists()} - needed
@@ -47,14 +53,18 @@ def main(site_packages: Path) -> None:
         library.unlink()
 
 
-def _replace(library: Path, symbols: set[str]) -> None:
-    """Put a library in the place of this one, with these functions alone. A symbol is NAME or NAME@VERSION."""
+def _renamed(name: str) -> str:
+    return f"no_{name.removeprefix('lib')}"
+
+
+def _replace(library: Path, name: str, symbols: set[str]) -> None:
+    """Put a library of this name in the place of `library`, with these functions. A symbol is NAME or NAME@VERSION."""
     versions: dict[str, list[str]] = {}
     for symbol in sorted(symbols):
-        name, _, version = symbol.partition("@")
-        versions.setdefault(version, []).append(name)
-    functions = [name for names in versions.values() for name in names]
-    lines = [f".globl {name}\n.type {name}, @function\n.set {name}, called\n" for name in functions]
+        function, _, version = symbol.partition("@")
+        versions.setdefault(version, []).append(function)
+    functions = [function for names in versions.values() for function in names]
+    lines = [f".globl {one}\n.type {one}, @function\n.set {one}, called\n" for one in functions]
     script = "".join(f"{version} {{ global: {'; '.join(names)}; }};\n" for version, names in versions.items())
     with tempfile.TemporaryDirectory() as folder:
         source, script_file, object_file = (Path(folder, name) for name in ("a.s", "versions", "a.o"))
@@ -62,8 +72,9 @@ def _replace(library: Path, symbols: set[str]) -> None:
         script_file.write_text(script, encoding="ascii")
         subprocess.run(["as", "-o", object_file, source], check=True)
         versioned = [] if "" in versions else [f"--version-script={script_file}"]
-        link = ["ld", "-shared", "--soname", library.name, "--build-id=none", "-s", *versioned]
-        subprocess.run([*link, "-o", library, object_file], check=True)
+        link = ["ld", "-shared", "--soname", name, "--build-id=none", "-s", *versioned]
+        subprocess.run([*link, "-o", library.with_name(name), object_file], check=True)
+    library.unlink()
 
 
 def _symbols(library: Path, kind: str) -> set[str]:
