@@ -261,7 +261,7 @@ def state_of_worker(settings: Settings) -> State:
     except TimeoutError:
         raise CheckFailed(f"no reply at {address} within {TIMEOUT_S:g} s") from None
     except ConnectionFailed as error:
-        raise CheckFailed(f"the worker at {address} was disconnected: {error}") from None
+        raise CheckFailed(f"the worker at {address} cannot be used: {error}") from None
     except MalformedMessage as error:
         raise CheckFailed(f"the reply at {address} is of another protocol: {error}") from None
     if isinstance(reply, ProtocolMismatch):

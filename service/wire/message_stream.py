@@ -25,6 +25,8 @@ from service.wire.transport import HANDSHAKE_S, HEADER_BYTES, Frames, NotSent
 GREETING = b"convmlp\x01"
 """The last byte is the version of this format."""
 FOREIGN = "it does not speak this version's format of ipc:// sockets; update both ends to the same version"
+SILENT = f"it has accepted no connection, or sent no greeting, for {HANDSHAKE_S:g} s"
+"""Its process is stopped, or has not come so far: the kernel accepts connections for it."""
 
 MAX_FRAMES = 1 << 16
 """Of one message."""
@@ -89,7 +91,7 @@ class MessageStream:
         with contextlib.suppress(OSError):  # the peer has closed already, as reading shows
             connected.send(GREETING)
         self._loop.add_reader(connected, self._receive)
-        self._handshake = self._loop.call_later(HANDSHAKE_S, self._end, StreamRefused(FOREIGN))
+        self._handshake = self._loop.call_later(HANDSHAKE_S, self._end, StreamRefused(SILENT))
 
     def send(self, header: bytes, *frames: memoryview) -> None:
         """See `Send`."""

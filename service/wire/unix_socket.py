@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import socket
@@ -35,6 +36,9 @@ BACKLOG = 128
 CHECK_S = 1.0
 """Between two looks at the file of a listening socket, and from a failure to accept until the next attempt."""
 
+_NO_WORKER = (errno.ENOENT, errno.ECONNREFUSED, errno.EAGAIN)
+"""Of an attempt to connect: none listens, or more front-ends connect at once than it can accept."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -45,6 +49,8 @@ class UnixLink:
         self._name = _name(address)
         self._max_frame_bytes = max_frame_bytes
         self._events = events
+        self._failure = ""
+        """Why the last attempt to connect failed; nothing where none listens at the address."""
         self.send: Send = _no_connection
 
     async def __aenter__(self) -> Self:
@@ -69,8 +75,9 @@ class UnixLink:
         try:
             connected.setblocking(False)
             connected.connect(self._name)  # at once, or not at all
-        except OSError:
+        except OSError as error:
             connected.close()
+            self._on_failure(error)
             return False
         ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         was_open = False
@@ -78,14 +85,16 @@ class UnixLink:
         def on_open() -> None:
             nonlocal was_open
             was_open = True
+            self._failure = ""
             self.send = stream.send
             self._events.on_connected()
 
         def on_end(error: Exception | None) -> None:
             # In the same turn of the loop: nothing is sent in between.
             self.send = _no_connection
-            if was_open or isinstance(error, StreamRefused):
-                self._events.on_lost(str(error) if isinstance(error, StreamRefused) else "")
+            self._failure = str(error) if isinstance(error, StreamRefused) else ""
+            if was_open or self._failure:
+                self._events.on_lost(self._failure)
             if not ended.done():
                 ended.set_result(error)
 
@@ -98,6 +107,13 @@ class UnixLink:
         if error is not None and not isinstance(error, (OSError, StreamRefused)):
             log.error("a message of a worker was not handled", exc_info=error)
         return was_open
+
+    def _on_failure(self, error: OSError) -> None:
+        """Report once why no connection can be made, and once that none listens any more."""
+        failure = "" if error.errno in _NO_WORKER else f"its socket: {error.strerror or error}"
+        if failure != self._failure:
+            self._failure = failure
+            self._events.on_lost(failure)
 
 
 class UnixListener:

@@ -142,7 +142,7 @@ class WorkerClient:
         self._splits: Mapping[str, TrafficSplit] = {}
         """Of the last State."""
         self._mismatch = ""
-        """Why the worker that is there cannot be used: it speaks another protocol."""
+        """Why the worker that is there cannot be used, such as that it speaks another protocol."""
         self._malformed = LogLimit()
         self._instance = ""
         self._state_received = asyncio.Event()
@@ -336,7 +336,7 @@ class WorkerClient:
     def _on_unlinked(self, reason: str) -> None:
         self._connected = False
         if reason:
-            self._on_mismatch(f"the worker was disconnected: {reason}")
+            self._on_mismatch(f"the worker cannot be used: {reason}")
         else:
             self._mismatch = ""
             self._on_lost("the worker was lost; another is being started")

@@ -89,6 +89,22 @@ async def test_a_worker_of_another_format_is_named(tmp_path: Path) -> None:
         await front_end.__aexit__()
 
 
+async def test_a_socket_that_cannot_be_reached_is_named_once(tmp_path: Path) -> None:
+    """What no start of a worker mends, such as a lack of rights or a wrong path, is reported, and mended by hand."""
+    folder = tmp_path / "folder"
+    folder.touch()
+    front_end = RawFrontEnd(f"ipc://{folder}/w")
+    connecting = asyncio.create_task(front_end.__aenter__())
+    await until(lambda: front_end.losses == ["its socket: Not a directory"])
+    folder.unlink()
+    await until(lambda: front_end.losses[1:] == [""])
+    folder.mkdir()
+    async with listening(folder / "w"):
+        await connecting
+        await front_end.__aexit__()
+    assert len(front_end.losses) == 2
+
+
 async def test_a_message_of_a_killed_front_end_is_dropped(tmp_path: Path) -> None:
     """A process that is killed within a message leaves nothing behind: no message, no connection, no memory."""
     message = GREETING + announced(5, MAX_FRAME) + b"hello" + bytes(MAX_FRAME // 2)
