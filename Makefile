@@ -33,11 +33,11 @@ test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KSer
 # An environment of its own, which has the packages of .venv as well: Ray brings fifty more.
 CLUSTER := .cluster/venv
 test-cluster: $(CLUSTER)/.ray ## the service on two and three Ray nodes of this machine; minutes; in .cluster/
-	$(CLUSTER)/bin/python -m pytest tests/cluster tests/service/cluster/test_config_file.py $(ARGS)
+	$(CLUSTER)/bin/python -m pytest tests/cluster tests/service/cluster/test_config_file.py tests/service/batch/test_ray_pool.py $(ARGS)
 
 $(CLUSTER)/.ray: $(VENV)/.dev pyproject.toml
 	$(PYTHON) -m venv $(CLUSTER)
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 	  "$$($(CLUSTER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[serve,data]==2.60.0'
 	@touch $@

@@ -42,8 +42,10 @@ CLIENTS = 32
 TURN_S = 1.0
 WARM_UP_S = 1.0
 PEER_BATCH, PEER_WAIT_MS = 32, 1
-PARTS = ("front-end loop", "front-end threads", "front-end ZeroMQ", "worker loop", "worker threads", "worker ZeroMQ")
+PARTS = ("front-end loop", "front-end threads", "worker loop", "worker threads")
 """Of this project. The threads of a front-end decode, that of a worker waits for the device."""
+ZMQ_PARTS = ("front-end ZeroMQ", "worker ZeroMQ")
+"""Of revisions whose processes on one host exchange messages over ZeroMQ."""
 TOTAL, OUTSIDE = "all", "outside decoding"
 
 
@@ -228,7 +230,7 @@ def table(turns: Sequence[Turn], against: str) -> Iterator[str]:
     yield f"{'images/s':24}" + "".join(
         f"{_spread([turn.images_per_s for turn in by_name[name]], 0):>24}" for name in names
     )
-    for part in (OUTSIDE, TOTAL, *PARTS, *(f"{MOSEC} {kind}" for kind in ("loop", "threads"))):
+    for part in (OUTSIDE, TOTAL, *PARTS, *ZMQ_PARTS, *(f"{MOSEC} {kind}" for kind in ("loop", "threads"))):
         if any(part in turn.cpu_ms for turn in turns):
             cells = [[turn.cpu_ms[part] for turn in by_name[name] if part in turn.cpu_ms] for name in names]
             yield f"{'CPU ms: ' + part:24}" + "".join(f"{_spread(cell, 2):>24}" for cell in cells)

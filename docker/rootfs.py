@@ -18,17 +18,13 @@ USER, USER_ID = "convmlp", 10001
 RUN_DIR, MODELS_DIR = "run/convmlp", "models"
 
 LEFT_OUT = (
-    "site-packages",
-    "test",
-    "idlelib",
-    "tkinter",
-    "turtledemo",
-    "ensurepip",
-    "lib2to3",
-    "pydoc_data",
-    "config-*",
+    *("site-packages", "config-*", "ensurepip", "venv", "distutils", "lib2to3"),
+    *("test", "_test*.so", "_ctypes_test*.so", "_xx*.so", "xx*.so"),
+    *("idlelib", "tkinter", "_tkinter*.so", "turtle.py", "turtledemo", "pydoc_data", "curses", "_curses*.so"),
+    *("sqlite3", "_sqlite3*.so", "dbm", "_dbm*.so", "_gdbm*.so", "xmlrpc"),
+    *("nis.*.so", "audioop*.so", "ossaudiodev*.so"),
 )
-"""Parts of the standard library."""
+"""Parts of the standard library that nothing in the images imports, with the libraries that they alone load."""
 LIBRARIES = (
     *("libc.so.6", "libdl.so.2", "libm.so.6", "libpthread.so.0", "libresolv.so.2", "librt.so.1", "libutil.so.1"),
     *("libexpat.so.1", "libgcc_s.so.1", "libstdc++.so.6", "libz.so.1"),
@@ -81,8 +77,9 @@ def _copy_python(root: Path) -> list[Path]:
 
 def _copy_libraries(root: Path) -> list[Path]:
     """Every shared library that the interpreter and its modules load, directly or not."""
-    binaries = [Path(sys.executable).resolve(), *Path(sysconfig.get_path("stdlib"), "lib-dynload").glob("*.so")]
-    found = {path for binary in binaries for path in _loaded_by(binary)}
+    modules = Path(sysconfig.get_path("stdlib"), "lib-dynload").glob("*.so")
+    copied = [module for module in modules if not any(module.match(pattern) for pattern in LEFT_OUT)]
+    found = {path for binary in (Path(sys.executable).resolve(), *copied) for path in _loaded_by(binary)}
     cache = subprocess.run(["ldconfig", "-p"], check=True, capture_output=True, text=True).stdout
     for name in (*LIBRARIES, *OPTIONAL_LIBRARIES):
         entry = re.search(rf"^\s*{re.escape(name)} \(.*x86-64.*\) => (\S+)$", cache, re.MULTILINE)

@@ -27,6 +27,8 @@ C_COMPILER = "ziglang>=0.17"
 """The images' base has none. This one is a wheel, so that builds without network have it too."""
 OWN = "convmlp-"
 """What begins like this is built from this source tree."""
+UNUSED = ("fsspec", "jinja2", "markupsafe", "networkx", "setuptools")
+"""What torch needs for `torch.compile` and its C++ extensions alone, which the images have no compiler for."""
 OF_TORCH = re.compile(r"torch$|triton$|cuda-|nvidia-(?!ml-py)")
 """torch and what its build for CUDA alone brings. A user may install another build, from another index, with hashes of
 its own: these have versions only."""
@@ -82,7 +84,10 @@ def _lock_images(build: list[str], serving: list[str], worker: list[str], torch_
     beyond = ("--constraint", str(frontend), *_without(_names(frontend)))
     _compile(IMAGES / "worker-cuda.txt", [*serving, *worker], *options, *same, *beyond)
     on_cpu = [f"{one}+cpu" if one.startswith("torch==") else one for one in worker]
-    _compile(IMAGES / "worker-cpu.txt", [*serving, *on_cpu], *options, *same, *beyond, "--find-links", torch_cpu)
+    smaller = _without(UNUSED)
+    _compile(
+        IMAGES / "worker-cpu.txt", [*serving, *on_cpu], *options, *same, *beyond, *smaller, "--find-links", torch_cpu
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -229,5 +229,5 @@ def finish(plan: Plan, source: Source, results: Results) -> None:
     with results.write_errors():
         results.close_part()
         if results.format is OutputFormat.COCO:
-            write_coco(results.parts(), results.folder / COCO_FILE, results.manifest.job, plan.labels)
+            write_coco(results.parts(), results.folder / COCO_FILE, results.manifest.job, plan.models[0].labels)
     results.save_manifest(listing_sha256=source.sha256)

@@ -33,6 +33,7 @@ class ModelPlan:
     params: QueryParams
     mask_format: MaskFormat
     tiling: Tiling | None
+    labels: tuple[str, ...]
 
     def bundle(self) -> Bundle:
         """Raises BundleInvalid: it cannot be read, or has changed since the plan was made."""
@@ -58,11 +59,6 @@ class Plan:
     models: tuple[ModelPlan, ...]
     settings: Settings
     batch_images: int | None = None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Of the first model."""
-        return self.models[0].bundle().config.labels
 
     def with_precisions(self, precisions: Mapping[str, str]) -> Plan:
         """The plan with these precisions, by the names of the models."""
@@ -130,4 +126,5 @@ def _model_plan(answer: str, bundle: Bundle, query: AnalyzeQuery, settings: Sett
         params_for(config, of_task.params, of_task.classes),
         of_task.mask_format,
         of_task.tiling,
+        config.labels,
     )

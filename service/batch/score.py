@@ -34,7 +34,8 @@ from service.worker.runner import DeviceMissing, OutOfDeviceMemory
 from service.worker.state_folder import StateFolder
 
 CPU_BATCH_IMAGES = 8
-"""On a core of a CPU larger batches are not faster."""
+"""On a core of a CPU larger batches are hardly faster: a classifier's picture took 17.3 ms of it alone, 11.2 ms in a
+batch of 8 and 10.8 ms in one of 16."""
 WAITING_BATCHES = 4
 """Of a thread: so many batches of pictures may wait for others of their shape."""
 WAITING_BYTES = 64 << 20

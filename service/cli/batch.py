@@ -24,7 +24,6 @@ from service.cli.options import (
     AgnosticNms,
     Classes,
     IouThreshold,
-    MaskFormat,
     Masks,
     MaxDetections,
     MinArea,
@@ -83,6 +82,14 @@ Models = Annotated[
 ConfidenceMap = Annotated[
     bool | None,
     typer.Option("--confidence-map", help="Add the confidence of each pixel, as a PNG.", rich_help_panel=PARAMETERS),
+]
+MaskFormat = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT",
+        help="Format of masks: rle, png, polygon or none. Default: rle.",
+        rich_help_panel=PARAMETERS,
+    ),
 ]
 Format = Annotated[
     OutputFormat,

@@ -57,7 +57,7 @@ def up(
     except ValueError:
         print_error(f'--resources is {resources}; expected a JSON object of numbers, such as {{"a100": 1}}')
         raise typer.Exit(2) from None
-    Node(address, port, node_ip, cpus, gpus, wanted, temp_dir, slow_start).run()
+    raise typer.Exit(Node(address, port, node_ip, cpus, gpus, wanted, temp_dir, slow_start).run())
 
 
 @cluster_app.command()

@@ -90,7 +90,6 @@ class GrpcPart:
         settings = settings.with_changes(host=host)
         files = certificate_files(settings, "grpc")
         self._stop = asyncio.Event()
-        self._open = AsyncExitStack()
         async with AsyncExitStack() as stack:
             held = stack.enter_context(hold_port(host, settings.grpc_port))
             tracing = stack.enter_context(open_tracing(settings, "grpc"))
@@ -114,6 +113,7 @@ class GrpcPart:
             raise RuntimeError("the gRPC server ended")
 
     async def __del__(self) -> None:
-        self._stop.set()
-        await self._serving
-        await self._open.aclose()
+        if hasattr(self, "_serving"):  # else it could not start
+            self._stop.set()
+            await self._serving
+            await self._open.aclose()

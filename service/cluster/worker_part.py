@@ -162,8 +162,9 @@ class WorkerPart:
         self._worker.check()
 
     async def __del__(self) -> None:
-        await asyncio.sleep(LEAVE_S)
-        await self._worker.stop()
+        if hasattr(self, "_worker"):  # else it never took jobs
+            await asyncio.sleep(LEAVE_S)
+            await self._worker.stop()
 
 
 def _text_of(error: BaseException | None) -> str:

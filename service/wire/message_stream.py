@@ -159,7 +159,10 @@ class MessageStream:
                     for size in struct.unpack_from(f"<{count}Q", self._head):
                         if size > self._max_frame_bytes:
                             raise StreamRefused(f"it announces a frame of {size} bytes of {self._max_frame_bytes}")
-                        self._frames.append(_memory(size))
+                        try:
+                            self._frames.append(np.empty(size, np.uint8).data)
+                        except MemoryError:
+                            raise StreamRefused(f"there is no memory for its frame of {size} bytes") from None
                     self._unfilled = filter(len, self._frames)
                 if (rest := next(self._unfilled, None)) is not None:
                     self._rest = rest
@@ -219,14 +222,6 @@ class MessageStream:
         if self._socket.fileno() >= 0:  # else a callback has closed it
             self.abort()
             self._on_end(error)
-
-
-def _memory(nbytes: int) -> memoryview:
-    """For a frame. Raises StreamRefused."""
-    try:
-        return np.empty(nbytes, np.uint8).data
-    except MemoryError:
-        raise StreamRefused(f"there is no memory for its frame of {nbytes} bytes") from None
 
 
 class Streams(dict[bytes, MessageStream]):

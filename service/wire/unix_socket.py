@@ -100,12 +100,12 @@ class UnixLink:
 
         stream = MessageStream(connected, self._max_frame_bytes, on_open, self._events.on_message, on_end)
         try:
-            error = await ended
+            cause = await ended
         finally:
             self.send = _no_connection
             stream.abort()
-        if error is not None and not isinstance(error, (OSError, StreamRefused)):
-            log.error("a message of a worker was not handled", exc_info=error)
+        if cause is not None and not isinstance(cause, (OSError, StreamRefused)):
+            log.error("a message of a worker was not handled", exc_info=cause)
         return was_open
 
     def _on_failure(self, error: OSError) -> None:

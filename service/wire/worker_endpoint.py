@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Self
@@ -65,7 +66,7 @@ class WorkerEndpoint:
     def __init__(self, address: str, options: WireOptions = PLAIN) -> None:
         self._listener = open_listener(address, options)
         self._malformed = LogLimit()
-        self._outbox: dict[bytes, Replies] = {}
+        self._outbox: defaultdict[bytes, Replies] = defaultdict(Replies)
         """By receiver."""
         self._flush_due = False
 
@@ -121,7 +122,7 @@ class WorkerEndpoint:
     ) -> None:
         """Answer a job at the next `flush`. `batch_images` counts the images of its batch, itself included."""
         kind, arrays, frames = pack_output(output)
-        replies = self._replies(receiver)
+        replies = self._outbox[receiver]
         replies.answers.append(Answer(job, kind, arrays, queue_s, infer_s, batch_images, estimate, precision))
         replies.frames.extend(frames)
 
@@ -131,7 +132,7 @@ class WorkerEndpoint:
         if not self._flush_due:
             self._flush_due = True
             asyncio.get_running_loop().call_soon(self.flush)
-        self._replies(receiver).failures.append(Failure(job, error.code, error.detail, retry_after_s))
+        self._outbox[receiver].failures.append(Failure(job, error.code, error.detail, retry_after_s))
 
     def send_store(self, receiver: bytes, job: int, models: tuple[StoredModel, ...]) -> None:
         self._send(receiver, Store(job, models))
@@ -141,15 +142,9 @@ class WorkerEndpoint:
 
     def flush(self) -> None:
         """Send the answers since the last call: one message to each front-end."""
-        outbox, self._outbox, self._flush_due = self._outbox, {}, False
+        outbox, self._outbox, self._flush_due = self._outbox, defaultdict(Replies), False
         for receiver, replies in outbox.items():
             self._send(receiver, Answers(tuple(replies.answers), tuple(replies.failures)), *replies.frames)
-
-    def _replies(self, receiver: bytes) -> Replies:
-        replies = self._outbox.get(receiver)
-        if replies is None:
-            replies = self._outbox[receiver] = Replies()
-        return replies
 
     def _send(self, receiver: bytes, header: ToFrontEnd, *frames: memoryview) -> None:
         try:

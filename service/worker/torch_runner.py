@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import platform
 import re
@@ -39,6 +40,10 @@ _NO_MEMORY = re.compile(
     "|CUDNN_STATUS_ALLOC_FAILED|CUBLAS_STATUS_ALLOC_FAILED"
 )
 """These errors are plain RuntimeErrors, which only their messages distinguish."""
+_WITHOUT_PRIMITIVES = re.compile("could not create a primitive")
+"""A thread in which oneDNN found no memory for a primitive's code never makes a new one again: the error of its code
+generator stays with the thread. Another thread runs what that thread is given from then on."""
+_THREAD_ROOM_BYTES = 256 << 20
 
 log = structlog.get_logger(__name__)
 
@@ -117,6 +122,7 @@ class TorchRunner:
         self.measuring_s = 0.0
         self.identity = (*_processor(self._device), f"{self._cores} threads", _libraries())
         self._streams = threading.local()
+        self._substitutes = threading.local()
         self._ping_tensor = torch.zeros(1, device=self._device)
         self._slots: dict[str, _Slot] = {}
         for bundle in bundles:
@@ -175,6 +181,20 @@ class TorchRunner:
             torch.cuda.empty_cache()
 
     def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+        substitute: ThreadPoolExecutor | None = getattr(self._substitutes, "thread", None)
+        try:
+            if substitute is None:
+                return self._run(slot, batch, lanes)
+            _require_room()
+            return substitute.submit(self._run, slot, batch, lanes).result()
+        except OutOfDeviceMemory as error:
+            if _WITHOUT_PRIMITIVES.search(str(error)):
+                if substitute is not None:
+                    substitute.shutdown(wait=False)
+                self._substitutes.thread = ThreadPoolExecutor(1, thread_name_prefix="substitute")
+            raise
+
+    def _run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
         with self._memory_errors(), self._lane(lanes):
             return self._slots[slot].predictor.predict(batch)
 
@@ -267,6 +287,14 @@ class TorchRunner:
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             raise OutOfDeviceMemory(str(error)) from error
+
+
+def _require_room() -> None:
+    """Raises OutOfDeviceMemory where a new thread, and its first code, may find no room: C++ would end the process."""
+    try:
+        mmap.mmap(-1, _THREAD_ROOM_BYTES).close()
+    except OSError as error:
+        raise OutOfDeviceMemory(f"a new thread needs {_THREAD_ROOM_BYTES} bytes: {error.strerror}") from error
 
 
 def is_out_of_memory(error: RuntimeError | MemoryError) -> bool:

@@ -76,7 +76,7 @@ class LocalNode:
         before = self.processes()
         self.process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(30)
+            self.process.wait(60)
         for process in before:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()

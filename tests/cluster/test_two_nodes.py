@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -198,3 +199,19 @@ async def test_a_node_that_joins_takes_its_share(cluster: LocalCluster) -> None:
     log.info("a third node joined", answered=answered, of_it=joined, statuses=dict(result.statuses))
     assert set(result.statuses) == {"200"}, result.failures[:3]
     assert joined >= 0.2 * answered
+
+
+async def test_the_command_line_shows_and_ends_the_service(cluster: LocalCluster) -> None:
+    """`status` shows nodes and parts, `down` drains and ends the service, and then there is none."""
+    cluster.deploy(cluster_settings())
+    shown = json.loads(cluster.run("service.cli", "cluster", "status", "--json", "--address", cluster.head))
+    assert shown["state"] == "RUNNING"
+    assert {part["name"]: part["replicas"] for part in shown["parts"]} == {
+        "rest": {"RUNNING": 2},
+        "worker-a": {"RUNNING": 2},
+    }
+    assert cluster.nodes[0].address in shown["nodes"]
+    assert cluster.run("service.cli", "cluster", "down", "--address", cluster.head) == "convmlp is down\n"
+    assert (cluster.running("worker-a"), cluster.running("rest")) == (0, 0)
+    with pytest.raises(AssertionError, match="no application 'convmlp' is deployed"):
+        cluster.run("service.cli", "cluster", "down", "--address", cluster.head)

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from tests.compose.stack import FRONTEND, ON_CPU, ROOT, SERVICES, WORKER, Stack, inspect, run, running
+from tests.compose.stack import FRONTEND, ON_CPU, PATIENCE_S, ROOT, SERVICES, WORKER, Stack, inspect, run, running
 
 ASKED_FOR = "CONVMLP_TEST_COMPOSE"
 BUILD_TIMEOUT_S = 1800.0
 HERE = Path(__file__).parent
+PYTHON_IMAGE = "python:3.11-slim-bookworm"
+WITH_BINUTILS = "convmlp-test-python:binutils"
 FIGURES = pytest.StashKey[list[str]]()
 """Sizes and times, printed at the end."""
 
@@ -52,13 +54,27 @@ def figures(request: pytest.FixtureRequest) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def images(engine: None, figures: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:  # noqa: ARG001
+def python_image(engine: None) -> str:  # noqa: ARG001
+    """The base of the images: with binutils, where Debian's packages can be had."""
+    install = "apt-get update -qq && apt-get install -y -qq --no-install-recommends binutils >/dev/null"
+    words = ["docker", "build", "--quiet", "--tag", WITH_BINUTILS, "-"]
+    text = f"FROM {PYTHON_IMAGE}\nRUN {install} && rm -rf /var/lib/apt/lists/*\n"
+    built = subprocess.run(words, input=text, text=True, capture_output=True, check=False, timeout=PATIENCE_S)
+    return WITH_BINUTILS if built.returncode == 0 else PYTHON_IMAGE
+
+
+@pytest.fixture(scope="session")
+def images(python_image: str, figures: list[str], tmp_path_factory: pytest.TempPathFactory) -> None:
     """The images for the CPU, built without network from the wheels of the locks."""
     wheels = Path(os.environ.get("CONVMLP_TEST_WHEELS") or tmp_path_factory.mktemp("wheels"))
     started_s = time.monotonic()
     run(sys.executable, str(ROOT / "docker" / "fetch.py"), "cpu", str(wheels), timeout_s=BUILD_TIMEOUT_S)
     fetched_s = time.monotonic()
-    offline = {"CONVMLP_WHEELS": str(wheels), "PIP_NO_INDEX": "1"}
+    offline = {
+        "CONVMLP_WHEELS": str(wheels),
+        "CONVMLP_TEST_PYTHON_IMAGE": python_image,
+        "PIP_NO_INDEX": "1",
+    }
     build = Stack("convmlp-build", (*ON_CPU, "tests/compose/offline.yml"), offline)
     build.compose("build", timeout_s=BUILD_TIMEOUT_S)
     sizes = ", ".join(f"{name} {inspect(name)['Size'] / 1e6:.0f} MB" for name in (FRONTEND, WORKER))

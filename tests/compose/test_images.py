@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from tests.compose.conftest import WITH_BINUTILS
 from tests.compose.stack import BASE, FRONTEND, ON_CPU, ROOT, VERSION, WORKER, eventually, inspect, run, send_signal
 
 pytestmark = pytest.mark.usefixtures("images")
@@ -21,6 +22,23 @@ LISTING = """
 import importlib.metadata, json
 print(json.dumps({one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}))
 """
+LARGEST_MB = {FRONTEND: 240, WORKER: 700}
+LIBRARIES = """
+import ctypes, pathlib, sysconfig
+found = sorted(pathlib.Path(sysconfig.get_path("purelib")).rglob("*.so*"))
+for library in found:
+    ctypes.CDLL(str(library))
+print(len(found))
+"""
+PICTURES = """
+import cv2, numpy as np
+pixels = np.full((40, 60, 3), 90, np.uint8)
+for suffix in (".bmp", ".jpg", ".png", ".webp"):
+    assert cv2.imdecode(cv2.imencode(suffix, pixels)[1], cv2.IMREAD_COLOR).shape == pixels.shape
+mask = cv2.cvtColor(cv2.rectangle(pixels * 0, (5, 5), (30, 20), (255, 255, 255), -1), cv2.COLOR_RGB2GRAY)
+(outline,), _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+print(cv2.contourArea(outline), cv2.approxPolyDP(outline, 1, True).shape, cv2.resize(pixels, (30, 20)).shape)
+"""
 TOOLS = """
 import pathlib
 folders = ("/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin")
@@ -28,8 +46,9 @@ print(*sorted(one.name for folder in folders for one in pathlib.Path(folder).glo
 """
 
 
-def python(image: str, code: str) -> str:
-    return run("docker", "run", "--rm", *CONFINED, "--network=none", "--entrypoint=python", image, "-c", code).out
+def python(image: str, code: str, *words: str) -> str:
+    confined = (*CONFINED, "--network=none", "--entrypoint=python", *words)
+    return run("docker", "run", "--rm", *confined, image, "-c", code).out
 
 
 @contextmanager
@@ -87,6 +106,26 @@ def test_the_images_share_their_layers() -> None:
     shared = [one for one, other in zip(frontend, worker, strict=False) if one == other]
     assert len(shared) >= 2
     assert inspect(FRONTEND)["Size"] < inspect(WORKER)["Size"] / 2
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_an_image_is_small(image: str, python_image: str) -> None:
+    """What the service never uses is left out of the images: docs/deployment.md lists it."""
+    if python_image != WITH_BINUTILS:
+        pytest.skip("Debian's binutils, which make the images smaller, cannot be had here")
+    assert inspect(image)["Size"] / 1e6 <= LARGEST_MB[image]
+
+
+@pytest.mark.parametrize("image", IMAGES)
+def test_every_library_can_be_loaded(image: str) -> None:
+    """No library lacks one that it needs, and none was damaged when its symbols were removed."""
+    assert int(python(image, LIBRARIES)) > 50
+
+
+def test_opencv_works_without_what_is_left_out() -> None:
+    """Every function that OpenCV expects of FFmpeg and OpenBLAS is found, and none of those that the service uses calls
+    one."""
+    assert python(FRONTEND, PICTURES, "--env=LD_BIND_NOW=1") == "375.0 (4, 1, 2) (20, 30, 3)\n"
 
 
 def test_the_front_end_carries_no_weights() -> None:

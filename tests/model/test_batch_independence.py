@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -25,7 +24,7 @@ from model.net.cpu.onednn import convert_to_onednn, onednn_accelerates
 from model.net.layers import ChannelMLP
 from model.precision import Precision, make_predictor
 from model.predictor import load_network
-from model.types import Size, Task
+from model.types import Size
 
 SMALL = Size(64, 96)
 """Of an input: large enough for every level of the networks."""
@@ -48,13 +47,8 @@ def test_an_answer_is_the_same_alone_and_in_every_batch(name: str, precision: Pr
     """Batches of 1 to 32: equal to the bit where the documentation promises it, elsewhere within its bounds."""
     bundle = read_bundle(find_bundle(name, EMBEDDED_DIR))
     predictor = make_predictor(bundle, CPU, precision, load_network(bundle))
-    sizes: Iterable[int] = range(1, MOST + 1)
-    if precision is Precision.EXACT:  # it runs the rows one by one, whatever their number
-        sizes = (1, 2, MOST)
-    elif bundle.config.task is not Task.CLASSIFY:
-        # Kernels choose by the product of pictures and positions, and each of the four levels of these networks has a
-        # quarter of the positions of the one before: what small batches miss at one level they meet at another.
-        sizes = (*range(1, 18), 24, 31, MOST)
+    # `exact` runs the rows one by one, whatever their number.
+    sizes = (1, 2, MOST) if precision is Precision.EXACT else range(1, MOST + 1)
     found = batch_difference(predictor, pictures(bundle, MOST, SMALL), sizes)
     bound = Difference() if EQUAL else BOUNDS[precision]
     assert found.largest(bound) == bound

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,8 +15,15 @@ from torch import nn
 from benchmarks.batch_independence import Difference, batch_difference, pictures, thread_difference
 from model.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from model.errors import BundleInvalid
-from model.net.cpu.int8 import Int8ChannelMLP, Int8Conv, Int8Linear, int8_accelerates
-from model.net.layers import ChannelMLP
+from model.net.cpu.int8 import (
+    Int8ChannelMLP,
+    Int8Conv,
+    Int8Linear,
+    Int8PointwiseConv,
+    convert_to_int8,
+    int8_accelerates,
+)
+from model.net.layers import ChainedModule, Chains, ChannelMLP
 from model.net.quantisation import InputRange, quantise_weight, range_between
 from model.net.weights import load_weights, read_input_ranges
 from model.precision import Precision, candidates_of, make_predictor, select_precision
@@ -84,6 +93,31 @@ def test_a_channel_mlp_hands_bytes_on() -> None:
     x, residual = torch.randn(2, 5, 5, 16), torch.randn(2, 5, 5, 16)
     made = Int8ChannelMLP(mlp, range_between(-4, 4), range_between(-0.2, 3))
     assert float((made(x, residual) - mlp(x, residual)).abs().max()) < 0.05
+
+
+class Outer(ChainedModule):
+    """As in RepMLPNet: one convolution ends a chain and begins another."""
+
+    chains: ClassVar[Chains] = (("norm", "inner.0"),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.Identity(), nn.Sequential(nn.Conv2d(8, 16, 1), nn.GELU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.inner(self.norm(x))
+        return out
+
+
+@needs_int8
+@torch.inference_mode()
+def test_an_activation_is_fused_into_a_convolution_of_two_chains() -> None:
+    """It is not computed in a pass of its own, and the output is that of the float layers."""
+    plain = Outer()
+    made, x = copy.deepcopy(plain), torch.randn(2, 8, 5, 5).to(memory_format=torch.channels_last)
+    convert_to_int8(made, {"inner.0": range_between(-4, 4)})
+    assert [type(layer) for layer in made.inner] == [Int8PointwiseConv, nn.Identity]
+    assert float((made(x) - plain(x)).abs().max()) < 0.05
 
 
 def variants(bundle: Bundle) -> list[ModelInput]:

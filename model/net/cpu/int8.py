@@ -179,10 +179,11 @@ def _convert_chain(parent: nn.Module, chain: Sequence[str], ranges: dict[nn.Modu
     steps = [(key, parent.get_submodule(key)) for key in chain]
     steps = [(key, module) for key, module in steps if not isinstance(module, nn.Identity)]
     for at, (key, module) in enumerate(steps):
-        if not (isinstance(module, nn.Conv2d) and module in ranges):
-            continue
         behind = steps[at + 1 :]
-        activation = behind[0][1] if behind and _fused_activation(module, behind[0][1]) else None
+        # The last one of a chain may be the first of another, with an activation behind it.
+        if not (isinstance(module, nn.Conv2d) and module in ranges and behind):
+            continue
+        activation = behind[0][1] if _fused_activation(module, behind[0][1]) else None
         if activation is not None:
             parent.set_submodule(behind[0][0], nn.Identity())
             behind = behind[1:]

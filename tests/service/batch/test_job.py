@@ -18,9 +18,9 @@ from model.net.weights import write_bundle
 from model.predictor import reference_answer
 from model.types import Task
 from service.batch.job import Job, finish
-from service.batch.manifest import JobEntry
+from service.batch.manifest import JobEntry, read_manifest
 from service.batch.plan import Plan, read_plan
-from service.batch.pool import Event, LocalPool, Lost, Scored
+from service.batch.pool import STALL_TIMEOUT_S, Event, LocalPool, Lost, Scored
 from service.batch.pool import Task as UnitTask
 from service.batch.samples import Sample, Unit
 from service.batch.score import Scorer
@@ -193,7 +193,7 @@ def test_an_object_store_that_fails_stops_the_job(plan: Plan, tmp_path: Path) ->
 def test_a_process_that_ends_or_hangs_costs_no_picture(plan: Plan, tmp_path: Path, number: signal.Signals) -> None:
     """Another one takes its place, and each picture has one row, without an error."""
     names = write_pictures(tmp_path / "in", 120)
-    pool = Disturbed(1, stall_timeout_s=5.0)
+    pool = Disturbed(1, stall_timeout_s=5.0 if number is signal.SIGSTOP else STALL_TIMEOUT_S)
     pool.number = number
     results = run(plan, open_source(str(tmp_path / "in")), tmp_path / "out", pool)
     assert pool.disturbed
@@ -218,7 +218,7 @@ class Disturbed(LocalPool):
 
 
 def test_a_job_that_is_stopped_keeps_its_rows(plan: Plan, tmp_path: Path) -> None:
-    """The next run scores the rest alone; its manifest counts all."""
+    """The next run scores the rest alone, and a later one what is new; the manifest counts all."""
     names = write_pictures(tmp_path / "in", 90)
     source = open_source(str(tmp_path / "in"))
     stop = threading.Event()
@@ -237,3 +237,10 @@ def test_a_job_that_is_stopped_keeps_its_rows(plan: Plan, tmp_path: Path) -> Non
     results = run(plan, source, tmp_path / "out", InlinePool())
     assert before < results.done
     assert sorted(rows_of(tmp_path / "out")) == names
+    # Of a source that has got more files only these are scored.
+    more = write_pictures(tmp_path / "in", 95)
+    run(plan, open_source(str(tmp_path / "in")), tmp_path / "out", InlinePool())
+    assert sorted(rows_of(tmp_path / "out")) == more
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert (manifest.finished, manifest.pictures, manifest.repeats) == (True, 95, 0)

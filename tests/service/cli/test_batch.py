@@ -47,7 +47,7 @@ def written(out: Path) -> int:
 async def test_a_killed_job_continues(environment: dict[str, str], tmp_path: Path) -> None:
     """SIGKILL, then Ctrl-C, then to the end: each picture has one row. Once it is finished, nothing is done again; with
     other parameters the folder is refused."""
-    names = write_pictures(tmp_path / "in", 1000)
+    names = write_pictures(tmp_path / "in", 600)
     out = tmp_path / "out"
     command = ["batch", str(tmp_path / "in"), str(out), "--task", "classify"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ import yaml
 from service.cluster.config_file import DEFAULT_PORT, InvalidConfig, read_config
 from service.cluster.environment import BUFFER_BYTES, node_environment
 from service.cluster.node import Node
+from tests.waiting import until
 
 RAY = Path(__file__).parents[3] / "deploy/ray"
 
@@ -84,6 +86,26 @@ def test_a_node_is_started_as_head_or_joins_one() -> None:
 
 
 @pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
+def lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+async def test_a_node_leaves_no_process_behind(tmp_path: Path) -> None:
+    """At a signal all descendants end: also one that left its parent and its session, and ignores SIGTERM."""
+    leave = f"(trap '' TERM; setsid sleep 600 & echo $! > {tmp_path}/orphan); exec sleep 600"
+    command = f"['sh', '-c', {leave!r}]"
+    run = f"from service.cluster.node import run_with_descendants as run; raise SystemExit(run({command}, {{}}))"
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", run)
+    orphan = tmp_path / "orphan"
+    await until(lambda: orphan.exists() and orphan.read_text().endswith("\n"))
+    pid = int(orphan.read_text())
+    assert lives(pid)
+    process.terminate()
+    assert await process.wait() == 0
+    assert not lives(pid)
+
+
 def test_without_ray_the_error_names_the_extra() -> None:
     """Ray is optional, and the error has the command that installs it."""
     done = subprocess.run(
