@@ -71,7 +71,7 @@ class Link(Protocol):
 
 
 class Listener(Protocol):
-    """A worker's end: use as an async context manager. It listens from entry on.
+    """A worker's end: use as an async context manager. It listens from entry on, which may raise OSError.
 
     When it is closed messages that were sent still leave, within `LINGER_S`.
     """

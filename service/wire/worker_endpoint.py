@@ -43,6 +43,10 @@ from service.wire.transport import Frames, NotSent
 log = structlog.get_logger(__name__)
 
 
+class AddressUnavailable(Exception):
+    """A worker cannot listen at its address."""
+
+
 class Envelope(NamedTuple):
     """One message, or one job of a message; its sender's identity, and its arrays as frames."""
 
@@ -61,7 +65,8 @@ class Replies:
 
 
 class WorkerEndpoint:
-    """Use as an async context manager; binds `address` on entry. `address` then is the real one (for port 0)."""
+    """Use as an async context manager; binds `address` on entry, or raises AddressUnavailable. `address` then is the
+    real one (for port 0)."""
 
     def __init__(self, address: str, options: WireOptions = PLAIN) -> None:
         self._listener = open_listener(address, options)
@@ -75,7 +80,10 @@ class WorkerEndpoint:
         return self._listener.address
 
     async def __aenter__(self) -> Self:
-        await self._listener.__aenter__()
+        try:
+            await self._listener.__aenter__()
+        except OSError as error:
+            raise AddressUnavailable(f"a worker at {self.address}: {error.strerror or error}") from error
         return self
 
     async def __aexit__(self, *_: object) -> None:

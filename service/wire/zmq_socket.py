@@ -186,13 +186,21 @@ class ZmqListener:
         self._options.apply(socket, self.address, server=True)
         if self._authenticator is not None:
             self._authenticator.start()
-        socket.bind(self.address)
+        try:
+            socket.bind(self.address)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            self._end()
+            raise OSError(error.errno, zmq.strerror(error.errno or 0)) from error
         self.address = socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self._socket = ZmqSocket(socket)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         self._socket.close()
+        self._end()
+
+    def _end(self) -> None:
         if self._authenticator is not None:
             self._authenticator.stop()
         self._context.term()

@@ -18,7 +18,7 @@ from service.observability.tracing import Tracing, TracingUnavailable, open_trac
 from service.process import EXIT_CONFIG, EXIT_WEDGED, CannotListen, port_errors, run_process
 from service.settings import Settings
 from service.wire.curve import InsecureWire, worker_wire
-from service.wire.worker_endpoint import WorkerEndpoint
+from service.wire.worker_endpoint import AddressUnavailable, WorkerEndpoint
 from service.worker.runner import DeviceLost, DeviceMissing
 from service.worker.served_models_file import ServedModels, ServedModelsFile, require_models
 from service.worker.state_folder import StateFolder
@@ -44,6 +44,9 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     except* (BundleInvalid, DeviceMissing, InsecureWire, TracingUnavailable) as errors:
         log.error("cannot serve", error=str(_first(errors)))
         status = EXIT_CONFIG
+    except* AddressUnavailable as errors:
+        log.error("cannot listen", error=str(_first(errors)))
+        status = 1  # a deleted folder, or the port of a process that ends, may be there at the next start
     except* CannotListen as errors:
         error = _first(errors)
         assert isinstance(error, CannotListen)

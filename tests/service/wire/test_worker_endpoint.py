@@ -1,9 +1,11 @@
-"""A worker's address: its socket's file is made again when something deleted it."""
+"""A worker's address: its socket's file is made again when something deleted it; where it cannot listen."""
 
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 import structlog
 
 from service.wire.messages import PROTOCOL, Hello, ProtocolMismatch, encode
-from service.wire.worker_endpoint import Envelope, WorkerEndpoint
+from service.wire.worker_endpoint import AddressUnavailable, Envelope, WorkerEndpoint
 from tests.service.wire.raw_front_end import RawFrontEnd
 from tests.waiting import until
 
@@ -65,3 +67,16 @@ async def test_a_greeting_in_another_protocol_is_answered_with_this_one(folder: 
             serving.cancel()
     assert len(logged) == 2
     assert f"a front-end speaks protocol {PROTOCOL + 1}, this worker {PROTOCOL}" in logged[1]["error"]
+
+
+async def test_an_address_where_nothing_can_listen_is_named(tmp_path: Path) -> None:
+    """A worker that cannot listen reports where and why, over either transport."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        for address, reason in (
+            (f"ipc://{tmp_path}/missing/w", "No such file"),
+            (f"ipc://{tmp_path}/{'long' * 30}", "path too long"),
+            (f"tcp://127.0.0.1:{taken.getsockname()[1]}", "in use"),
+        ):
+            with pytest.raises(AddressUnavailable, match=f"{re.escape(address)}: .*{reason}"):
+                async with WorkerEndpoint(address):
+                    pass
