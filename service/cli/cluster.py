@@ -145,7 +145,7 @@ def _replicas(replicas: dict[str, int]) -> str:
 
 def _require_ray() -> None:
     if find_spec("ray") is None or find_spec("ray.serve") is None:
-        print_error("this command needs Ray: pip install 'convmlp-serving[cluster]'")
+        print_error("this command needs Ray, which is not installed; install this package's extra `cluster`")
         raise typer.Exit(1)
 
 

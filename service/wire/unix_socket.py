@@ -75,9 +75,9 @@ class UnixLink:
         try:
             connected.setblocking(False)
             connected.connect(self._name)  # at once, or not at all
-        except OSError as error:
+        except OSError as refusal:
             connected.close()
-            self._on_failure(error)
+            self._on_failure(refusal)
             return False
         ended: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
         was_open = False
@@ -129,7 +129,7 @@ class UnixListener:
         self._streams = Streams()
         self.send = self._streams.send
         self._all_ended: asyncio.Event | None = None
-        self._malformed = LogLimit()
+        self._malformed, self._refused = LogLimit(), LogLimit()
 
     async def __aenter__(self) -> Self:
         self._listening = self._listen()
@@ -157,8 +157,11 @@ class UnixListener:
 
         def admit(connected: socket.socket) -> None:
             if len(self._streams) >= MAX_CONNECTIONS:
-                log.error("too many front-ends are connected; one was refused", limit=MAX_CONNECTIONS)
                 connected.close()
+                if (repeated := self._refused.due("")) is not None:  # it tries again, several times a second
+                    log.error(
+                        "too many front-ends are connected; one was refused", limit=MAX_CONNECTIONS, repeated=repeated
+                    )
                 return
             identity = next(self._numbers).to_bytes(8, "big")
             self._streams[identity] = MessageStream(

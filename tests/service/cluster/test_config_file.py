@@ -116,7 +116,10 @@ def test_without_ray_the_error_names_the_extra() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "convmlp: this command needs Ray: pip install 'convmlp-serving[cluster]'\n"
+    assert (
+        done.stderr
+        == "convmlp: this command needs Ray, which is not installed; install this package's extra `cluster`\n"
+    )
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: make test-cluster")
