@@ -44,7 +44,10 @@ def _form(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-Address = Annotated[str, _form(r"(ipc|tcp)://.+", "ipc://PATH or tcp://HOST:PORT")]
+_PORT = r"[1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
+"""At most 65535: of a larger number libzmq would take the lower bits."""
+
+Address = Annotated[str, _form(rf"ipc://.+|tcp://.+:({_PORT}|\*)", "ipc://PATH or tcp://HOST:PORT")]
 
 
 PrecisionChoice = Annotated[

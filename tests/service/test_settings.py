@@ -82,6 +82,8 @@ def test_another_process_reads_the_same_settings(tmp_path: Path) -> None:
         {"models": ""},
         {"device": "gpu"},
         {"worker_address": "gpu-host:5555"},
+        {"worker_address": "tcp://gpu-host"},
+        {"worker_address": "tcp://gpu-host:65536"},
         {"no_such_setting": 1},
     ],
 )
