@@ -13,7 +13,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from model.errors import ConvMLPError
 from service.batch.coco import COCO_FILE, write_coco
 from service.batch.plan import Plan
 from service.batch.pool import POLL_S, Event, Failed, Finished, Loaded, Lost, Pool, Scored, Starting, Task
@@ -170,7 +169,7 @@ class Listing:
         self._units: deque[Unit] = deque()
         self._complete = threading.Event()
         self._stopped = threading.Event()
-        self._error: ConvMLPError | None = None
+        self._error: Exception | None = None
         self._pictures = 0
         self._unknown = 0
         self._counting = threading.Lock()
@@ -208,7 +207,7 @@ class Listing:
                     return
                 self._count(unit, 1)
                 self._units.append(unit)
-        except ConvMLPError as error:
+        except Exception as error:  # of any kind: the job would wait for ever
             self._error = error
         self._complete.set()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
@@ -114,7 +115,7 @@ def open_source(text: str, endpoint_url: str | None = None, columns: ParquetColu
         elif path.exists():
             source = _of_file(path, endpoint_url, columns)
         elif glob.has_magic(text):
-            source = _of_glob(path, columns)
+            source = _of_glob(Path(text), columns)
         else:
             raise SourceInvalid(f"{text} does not exist; name a folder, a file, a quoted glob or an s3:// URI")
     except OSError as error:
@@ -152,7 +153,7 @@ def _of_lines(place: Place, path: Path, columns: ParquetColumns) -> Source:
     """A path or URI a line, relative to the list's folder. Each is taken for a picture unless its suffix is a shard's.
     Empty lines, and those that begin with #, are left out."""
     names: dict[str, None] = {}
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if len(line) > MAX_LINE:
                 raise SourceInvalid(
@@ -166,12 +167,16 @@ def _of_lines(place: Place, path: Path, columns: ParquetColumns) -> Source:
 
 
 def _of_glob(pattern: Path, columns: ParquetColumns) -> Source:
-    """Names are relative to the pattern's folders before its first wildcard."""
-    parts = pattern.parts
-    fixed = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    root = Path(*parts[:fixed])
-    found = root.glob(str(Path(*parts[fixed:])))
-    names = sorted(str(path.relative_to(root)) for path in set(found) if path.is_file())
+    """Names are relative to the pattern's folders before its first wildcard. A hidden file is found only if the pattern
+    spells the dot, as in a shell."""
+    fixed = next(number for number, part in enumerate(pattern.parts) if glob.has_magic(part))
+    root = Path(*pattern.parts[:fixed]).absolute()
+    # `**` within a name is `*` in a shell, and a ValueError here.
+    parts = [part if part == "**" else re.sub(r"\*+", "*", part) for part in pattern.parts[fixed:]]
+    found = {path.relative_to(root) for path in root.glob(str(Path(*parts))) if path.is_file()}
+    if not any(part.startswith(".") for part in parts):
+        found = {path for path in found if not any(part.startswith(".") for part in path.parts)}
+    names = sorted(map(str, found))
     pictures = [name for name in names if not is_shard(name)]
     return Source(Place(str(root)), pictures, [name for name in names if is_shard(name)], columns)
 

@@ -150,4 +150,5 @@ def _backend(query: AnalyzeQuery, model: str | None, task: Task, settings: Setti
     from service.frontend.api.rest.query import Query
 
     of_task = query.params[task]
-    return LocalBackend(Query(model, of_task.params, of_task.mask_format, None, tiling=of_task.tiling), task, settings)
+    asked = Query(model, of_task.params, of_task.mask_format, None, classes=of_task.classes, tiling=of_task.tiling)
+    return LocalBackend(asked, task, settings)

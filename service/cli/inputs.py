@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
@@ -70,8 +70,9 @@ class ImageFile:
 def image_files(paths: Sequence[str]) -> list[ImageFile]:
     """The named images, in their order; a folder or a pattern stands for its pictures, sorted by path.
 
-    Of a folder these are all files below it whose suffix is that of an image. A pattern is one of `glob` that names no
-    file itself, as a quoted `'photos/**/*.jpg'`; of what it matches, files with other suffixes are left out.
+    Of a folder these are all files below it whose suffix is that of an image, but hidden ones. A pattern is one of
+    `glob` that names no file itself, as a quoted `'photos/**/*.jpg'`; of what it matches, files with other suffixes are
+    left out.
 
     Raises:
         typer.BadParameter: a folder or a pattern has none, stdin is named twice, or there are more than MAX_IMAGES.
@@ -81,7 +82,7 @@ def image_files(paths: Sequence[str]) -> list[ImageFile]:
     files: list[ImageFile] = []
     for path in paths:
         if Path(path).is_dir():
-            found, where = _pictures(Path(path).rglob("*")), "the folder"
+            found, where = _pictures(_visible(Path(path))), "the folder"
         elif glob.has_magic(path) and not _is_url(path) and not Path(path).exists():
             found, where = _pictures(map(Path, glob.iglob(path, recursive=True))), "the pattern"  # noqa: PTH207
         else:
@@ -93,6 +94,13 @@ def image_files(paths: Sequence[str]) -> list[ImageFile]:
     if len(files) > MAX_IMAGES:
         raise typer.BadParameter(f"there are more than {MAX_IMAGES:,} images; name a part of them")
     return files
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """All below a folder but what is hidden, such as the previews that systems put beside pictures."""
+    for path in folder.rglob("*"):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
 
 
 def _pictures(found: Iterable[Path]) -> list[ImageFile]:

@@ -50,13 +50,16 @@ def test_what_is_done_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_glob_and_a_list(tmp_path: Path) -> None:
-    """Ids are relative to the folder before the first wildcard, or as the list has them. A list's repeats are one
-    picture; what cannot be read is a sample with its error."""
+    """Ids are relative to the folder before the first wildcard, or as the list has them; hidden files need a dot in
+    the pattern. A list's repeats are one picture; what cannot be read is a sample with its error."""
     write_pictures(tmp_path, 6)
+    (tmp_path / "a/._000.jpg").write_bytes(b"")
     assert ids(samples_of(f"{tmp_path}/*/00[0-3].jpg")) == ["a/000.jpg", "a/002.jpg", "b/001.jpg", "b/003.jpg"]
     assert ids(samples_of(f"{tmp_path}/**/*.jpg"))[0] == "a/000.jpg"
+    assert ids(samples_of(f"{tmp_path}/a/**.jpg")) == ["000.jpg", "002.jpg", "004.jpg"]
+    assert ids(samples_of(f"{tmp_path}/a/.*.jpg")) == ["._000.jpg"]
     absolute = str(tmp_path / "b/001.jpg")
-    (tmp_path / "some.txt").write_text(f"# comment\na/000.jpg\n\n{absolute}\nmissing\na/000.jpg\n")
+    (tmp_path / "some.txt").write_text(f"\ufeff# comment\na/000.jpg\n\n{absolute}\nmissing\na/000.jpg\n")
     found = samples_of(tmp_path / "some.txt")
     assert ids(found) == ["a/000.jpg", absolute, "missing"]
     assert isinstance(found[2].data, ImageUndecodable)

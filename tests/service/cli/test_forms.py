@@ -36,8 +36,9 @@ async def results(rest: Rest, task: str, files: list[str]) -> list[Any]:
 
 
 def test_folders_and_patterns_stand_for_their_pictures(tmp_path: Path) -> None:
-    """Both are searched in all depths for files with an image's suffix; a file with such a name is itself."""
-    for name in ("b.png", "a.JPG", "deep/er/c.webp", "notes.txt", "deep/[1].png"):
+    """Both are searched in all depths for files with an image's suffix that are not hidden; a file with such a name is
+    itself."""
+    for name in ("b.png", "a.JPG", "deep/er/c.webp", "notes.txt", "deep/[1].png", "._b.png", ".trash/d.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
 

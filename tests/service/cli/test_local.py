@@ -62,6 +62,11 @@ async def test_local_results_equal_the_services(store: Path) -> None:
         drawing = await http.post(f"{url}/analyze?models={names}", content=picture, headers={"Accept": "image/png"})
         ran = await asyncio.to_thread(local, "analyze", CAT, "--models", names, "--json", store=store)
         assert ran.stdout_bytes == answer.content + b"\n"
+        # Each model has its own indices for the names of classes.
+        answer = await http.post(f"{url}/analyze?models={names}&classes=class+1", content=picture)
+        options = ["--models", names, "--classes", "class 1", "--json"]
+        ran = await asyncio.to_thread(local, "analyze", CAT, *options, store=store)
+        assert ran.stdout_bytes == answer.content + b"\n"
         await asyncio.to_thread(local, "analyze", CAT, "--models", names, "--save", target, store=store)
         assert (store / "drawn.png").read_bytes() == drawing.content
         embedded = await http.post(f"{url}/embed?model=classify", content=picture)
