@@ -35,14 +35,24 @@ class ModelEntry(msgspec.Struct, frozen=True):
 
 
 class JobEntry(msgspec.Struct, frozen=True):
-    """What a folder's results are of; a job with another entry is refused there."""
+    """What a folder's results are of; a job with another entry is refused there. The columns are Parquet's, as the
+    user named them: other ones have other pictures, or other ids for the same."""
 
     source: str
     format: str
     models: tuple[ModelEntry, ...]
+    image_column: str | None = None
+    id_column: str | None = None
 
     @classmethod
-    def of(cls, source: str, output_format: str, plan: Plan) -> JobEntry:
+    def of(
+        cls,
+        source: str,
+        output_format: str,
+        plan: Plan,
+        image_column: str | None = None,
+        id_column: str | None = None,
+    ) -> JobEntry:
         models = (
             ModelEntry(
                 one.answer, one.name, one.task.value, one.version, one.weights_sha256, one.precision, one.parameters
@@ -50,7 +60,8 @@ class JobEntry(msgspec.Struct, frozen=True):
             for one in plan.models
         )
         # As JSON has it, where tuples are lists.
-        return msgspec.json.decode(msgspec.json.encode(cls(source, output_format, tuple(models))), type=cls)
+        entry = cls(source, output_format, tuple(models), image_column, id_column)
+        return msgspec.json.decode(msgspec.json.encode(entry), type=cls)
 
     @property
     def precisions(self) -> dict[str, str]:
@@ -62,6 +73,8 @@ class JobEntry(msgspec.Struct, frozen=True):
         pairs: list[tuple[str, Any, Any]] = [
             ("source", self.source, other.source),
             ("format", self.format, other.format),
+            ("image column", self.image_column, other.image_column),
+            ("id column", self.id_column, other.id_column),
         ]
         mine, theirs = [[msgspec.structs.asdict(one) for one in entry.models] for entry in (self, other)]
         if [one["answer"] for one in mine] != [one["answer"] for one in theirs]:

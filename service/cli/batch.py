@@ -256,7 +256,7 @@ def _run(text: str, source: Source, out: Path, output_format: OutputFormat, plan
     from service.batch.sinks import open_results
     from service.batch.storage import require_pyarrow
 
-    job = JobEntry.of(text, output_format.value, plan)
+    job = JobEntry.of(text, output_format.value, plan, source.columns.image, source.columns.id)
     try:
         if output_format is OutputFormat.COCO:
             require_coco(job)

@@ -84,6 +84,8 @@ def test_results_of_another_job_are_refused(tmp_path: Path) -> None:
         write(tmp_path, job(precision="bf16", top_k=5))
     with pytest.raises(ResultsInvalid, match="format jsonl, now coco"):
         write(tmp_path, job("coco", top_k=5))
+    with pytest.raises(ResultsInvalid, match="id column None, now key"):
+        write(tmp_path, msgspec.structs.replace(job(top_k=5), id_column="key"))
     with open_results(tmp_path, job(precision="auto", top_k=5)) as results:
         assert results.manifest.job.precisions == {"pets": "fp32"}
 
