@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from typer.main import get_group
 
 from service.cli.console import print_error
+from service.cli.environment import unknown_variables
 from service.cli.flags import flags_without_effect, settings_of_flags
 from service.cli.part_command import PartCommand
 from service.cli.parts import SETTINGS_OF
@@ -69,6 +70,11 @@ class LazyGroup(TyperGroup):
         return super().get_command(ctx, cmd_name)
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401
+        # Of every command: with a mistyped CONVMLP_URL it would ask another service. The help has the right names.
+        if (unknown := unknown_variables(os.environ)) and "--help" not in ctx.args:
+            for message in unknown:
+                print_error(message)
+            raise typer.Exit(2)
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:

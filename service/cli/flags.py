@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 from collections.abc import Collection, Sequence
 from difflib import get_close_matches
@@ -15,7 +14,7 @@ from pydantic_settings import CliSettingsSource
 
 from model.errors import problem_text
 from service.cli.console import print_error
-from service.cli.environment import similar_setting, unknown_variables
+from service.cli.environment import similar_setting
 from service.settings import Settings
 
 GROUPS = {
@@ -74,10 +73,6 @@ def settings_or_exit(**values: Any) -> Settings:  # noqa: ANN401  (any setting's
     Raises:
         typer.Exit: with status 2, after an error message that names the setting.
     """
-    if unknown := unknown_variables(os.environ):
-        for message in unknown:
-            print_error(message)
-        raise typer.Exit(2)
     try:
         return Settings(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:

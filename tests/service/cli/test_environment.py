@@ -18,12 +18,19 @@ KNOWN = {f"CONVMLP_{name.upper()}" for name in Settings.model_fields} | OTHERS
 PLACES = ("service", "docker", "deploy", "docs", "examples", "*.yml", "*.md", ".env.example", "Makefile")
 
 
-@pytest.mark.parametrize("command", ["serve", "worker", "models list"])
+@pytest.mark.parametrize("command", ["serve", "worker", "models list", "classify cat.jpg", "doctor"])
 def test_an_unknown_variable_is_an_error(command: str) -> None:
     """As an unknown flag it is named, with the nearest one that exists."""
     ran = CliRunner().invoke(app, command.split(), env={"CONVMLP_HTPP_PORT": "9000"})
     assert (ran.exit_code, ran.stdout) == (2, "")
     assert ran.stderr == "convmlp: there is no setting CONVMLP_HTPP_PORT; did you mean CONVMLP_HTTP_PORT?\n"
+
+
+def test_an_unknown_variable_does_not_hide_the_help() -> None:
+    """The help of a command says what the variables are."""
+    ran = CliRunner().invoke(app, ["classify", "--help"], env={"CONVMLP_ULR": "http://localhost:8000"})
+    assert ran.exit_code == 0
+    assert "CONVMLP_URL" in ran.stdout
 
 
 def test_an_unknown_key_of_the_file_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
