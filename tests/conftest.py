@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
@@ -38,6 +39,10 @@ structlog.configure(
 
 # As every process that computes, and before torch is imported: tests compare with the answers of such processes.
 configure_libraries()
+
+# The background jobs of a shell ignore it, and so would the commands that tests start and interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HERE = Path(__file__).parent
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import shlex
 import subprocess
 import sys
 from functools import cache
@@ -100,7 +101,7 @@ def test_a_shell_completes_commands_flags_and_choices() -> None:
 
 
 def test_the_script_for_a_shell_is_printed() -> None:
-    """`--show-completion SHELL` prints what the shell has to read."""
-    script = CliRunner().invoke(app, ["--show-completion", "bash"], prog_name="convmlp")
-    assert script.exit_code == 0
+    """`--show-completion` prints what the shell that it is called from has to read."""
+    command = f"{shlex.quote(sys.executable)} -m service.cli --show-completion; exit $?"
+    script = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert "complete -o default -F" in script.stdout

@@ -142,7 +142,7 @@ def test_an_existing_model_is_replaced_only_by_force(tmp_path: Path, store: Path
     embedded = models("import", classifier, "--as", "convmlp_pets_breed", store=store)
     assert (embedded.exit_code, "already, embedded" in embedded.stderr) == (1, True)
     assert models("import", classifier, "--as", "convmlp_pets_breed", "--force", store=store).exit_code == 0
-    assert str(store / "convmlp_pets_breed") in models("list", store=store).stdout
+    assert str(store / "convmlp_pets_breed") in models("show", "convmlp_pets_breed", store=store).stdout
 
 
 @pytest.mark.parametrize("command", [["import", "a.pth", "--as", "mine"], ["pull", "convmlp_s_imagenet"]])
