@@ -27,7 +27,7 @@ def test_an_unknown_variable_is_an_error(command: str) -> None:
 
 
 def test_an_unknown_variable_does_not_hide_the_help() -> None:
-    """The help of a command says what the variables are."""
+    """The help of a command has the right names."""
     ran = CliRunner().invoke(app, ["classify", "--help"], env={"CONVMLP_ULR": "http://localhost:8000"})
     assert ran.exit_code == 0
     assert "CONVMLP_URL" in ran.stdout
