@@ -32,13 +32,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def local(*arguments: str, store: Path | None = None, stdin: bytes | None = None) -> Result:
-    folder = {"CONVMLP_MODELS_DIR": str(store)} if store else {}
-    return CliRunner().invoke(app, [*arguments, "--local"], env={"CONVMLP_DEVICE": "cpu", **folder}, input=stdin)
+    environment = {"CONVMLP_DEVICE": "cpu", "CONVMLP_COMPUTE_THREADS": "1"}
+    if store:
+        environment["CONVMLP_MODELS_DIR"] = str(store)
+    return CliRunner().invoke(app, [*arguments, "--local"], env=environment, input=stdin)
 
 
 async def test_local_results_equal_the_services(store: Path) -> None:
-    """For every task, for all and for vectors, `--local` writes what `convmlp serve` answers in fp32."""
-    options = ["--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0", "--log-format", "json"]
+    """For every task, for all and for vectors, `--local` writes what `convmlp serve` answers in fp32, on one thread.
+
+    On some processors the last digit depends on the number of threads: docs/precision.md.
+    """
+    options = ["--compute-threads", "1"]
+    options += ["--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0", "--log-format", "json"]
     options += ["--device", "cpu", "--precision", "exact", "--models-dir", str(store), "--models", ",".join(FAMILIES)]
     async with started("serve", *options) as process, httpx2.AsyncClient(timeout=60) as http:
         assert process.stderr is not None
