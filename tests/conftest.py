@@ -54,6 +54,9 @@ RUN = ExitStack()
 """What all processes of a run share."""
 
 
+pytest_plugins = ["tests.comparison"]
+
+
 def pytest_configure() -> None:
     if not IS_XDIST_WORKER:
         os.environ[STATE_HOME] = RUN.enter_context(tempfile.TemporaryDirectory(prefix="convmlp-test-state-"))
