@@ -40,7 +40,7 @@ MIN_DECODE_BYTES, MIN_DECODE_COST = 64 << 20, 50_000_000
 class DecodeLimits:
     """Upper limits of encoded bytes and of pixels (height x width).
 
-    From `max_pixels` follow the limits of `Header.decode_bytes` and `Header.decode_cost`: what the largest picture
+    From `max_pixels` follow the limits of `Header.decode_bytes` and `Header.worst_cost`: what the largest picture
     takes in its usual forms, 388 MB and some 2 s with the default of 64 million pixels.
     """
 
@@ -92,8 +92,8 @@ def read_header(data: bytes, limits: DecodeLimits) -> Header:
             f"decoding this {image_format} takes {header.decode_bytes:,} bytes of memory; the limit is "
             f"{limits.max_decode_bytes:,}; scale it down, or save it as a baseline JPEG"
         )
-    if header.decode_cost > limits.max_decode_cost:
-        raise too_much_work(header.format, header.decode_cost, limits.max_decode_cost)
+    if header.worst_cost > limits.max_decode_cost:
+        raise too_much_work(header.format, header.worst_cost, limits.max_decode_cost)
     return header
 
 

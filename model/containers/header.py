@@ -21,6 +21,10 @@ DECODED_BYTES = 6
 """Bytes that a pixel takes at most while it is decoded, converted and turned upright, in most formats: Pillow's four,
 or an RGB picture and its turned copy."""
 
+BLOCK_BYTE_COST = 10
+"""Of a byte of deflate's shortest blocks, each of which has Huffman tables of its own. Usual blocks have thousands of
+bytes. Blocks are not found without inflating all before them, so their number cannot be bounded."""
+
 POINTER_BYTES, ROW_COST = 8, 9
 """Of each row, which Pillow finds by a pointer. They matter for pictures that are a few pixels wide."""
 
@@ -51,8 +55,9 @@ class Header:
     """The header of an encoded image.
 
     `size` is as stored: EXIF orientation is not applied. `decode_bytes` is an upper bound of the memory that decoding,
-    conversion and turning take at their peak, in bytes, without the encoded file. `decode_cost` is their CPU time, in
-    pixels of a baseline JPEG; of a JPEG in several scans, an estimate, which decoding replaces by the true one.
+    conversion and turning take at their peak, in bytes, without the encoded file. `decode_cost` is their usual CPU
+    time, in pixels of a baseline JPEG. `worst_cost` is that of the worst compressed data that a file with this header
+    and of this length can have; of a JPEG in several scans, an estimate, which decoding replaces by the true one.
     `layout` is what the format's own loader needs to know about the file.
     """
 
@@ -60,6 +65,7 @@ class Header:
     size: Size
     decode_bytes: int
     decode_cost: int
+    worst_cost: int
     layout: object = field(default=None, repr=False, compare=False)
 
 
@@ -69,11 +75,13 @@ def header_of(
     height: int,
     cost: float,
     *,
+    worst_cost: float = 0,
     pixel_bytes: float = DECODED_BYTES,
     row_bytes: float = 0,
     layout: object = None,
 ) -> Header:
-    """A header. The decoder takes `pixel_bytes` for each pixel, and `row_bytes` once.
+    """A header. The decoder takes `pixel_bytes` for each pixel, and `row_bytes` once. `worst_cost` counts where it is
+    more than `cost`.
 
     Raises:
         ImageUndecodable: no pixels.
@@ -81,7 +89,11 @@ def header_of(
     if width <= 0 or height <= 0:
         raise ImageUndecodable(f"the {image_format} declares {width} x {height} pixels; send a picture with pixels")
     decode_bytes = pixel_bytes * width * height + POINTER_BYTES * height + row_bytes
-    return Header(image_format, Size(height, width), int(decode_bytes), int(cost + ROW_COST * height), layout)
+    rows = ROW_COST * height
+    worst_cost = max(worst_cost, cost)
+    return Header(
+        image_format, Size(height, width), int(decode_bytes), int(cost + rows), int(worst_cost + rows), layout
+    )
 
 
 def check_size(file: ImageFile, header: Header) -> None:

@@ -57,6 +57,9 @@ SEARCHED_BYTES = 1 << 18
 """At a time: a search holds the GIL, for some milliseconds at worst."""
 SAMPLE_COST, SCANNED_COST = 0.6, 0.2
 """Of each sample, and of each that one of several scans passes over."""
+ARITHMETIC_BYTE_COST, ARITHMETIC_CODE_COST = 24, 19
+"""Of a byte, and at worst of each coefficient that a scan codes: foreseeable decisions have next to no bytes, and none
+behind the end of the data, where the decoder goes on without a warning."""
 USUAL_SCANS = 5
 """Times that the scans of a progressive JPEG pass over all its samples, as usual encoders write it: in ten scans, most
 of them of one component."""
@@ -95,9 +98,20 @@ class _Layout:
     unit: int
     samples: int
     several_scans: bool
-    lossless: bool
-    cost: float
-    """Without that of several scans."""
+    frame: int
+    """The marker of the frame header: the coding process."""
+    nbytes: int
+
+    def cost(self, scanned: int) -> float:
+        """That of a usual file whose scans pass over so many samples in all."""
+        byte_cost = ARITHMETIC_BYTE_COST if self.frame in ARITHMETIC else 12 if self.frame in PROGRESSIVE else 3
+        return (
+            SAMPLE_COST * self.samples + SCANNED_COST * scanned * self.several_scans + byte_cost * self.nbytes
+        )
+
+    def worst_cost(self, scanned: int, coded: int) -> float:
+        """That of any file whose scans pass over `scanned` samples, and code so many coefficients."""
+        return self.cost(scanned) + ARITHMETIC_CODE_COST * coded * (self.frame in ARITHMETIC)
 
 
 def read_header(data: bytes) -> Header:
@@ -152,15 +166,14 @@ def read_header(data: bytes) -> Header:
     unit = 64 * -(-width // (8 * across)) * -(-height // (8 * down))
     samples = unit * blocks
     several_scans = frame in PROGRESSIVE or data[segments[-1][1] + 4] < number
-    byte_cost = 24 if frame in ARITHMETIC else 12 if frame in PROGRESSIVE else 3
-    cost = SAMPLE_COST * samples + byte_cost * len(data)
-    layout = _Layout(segments, components, samplings, unit, samples, several_scans, frame == LOSSLESS, cost)
+    layout = _Layout(segments, components, samplings, unit, samples, several_scans, frame, len(data))
     decode_bytes = DECODED_BYTES * height * width + POINTER_BYTES * height
     if several_scans:
         # Coefficients have two bytes each; the picture is beside them.
         decode_bytes = max(decode_bytes, 2 * samples + PIXEL_BYTES * height * width)
-        cost += USUAL_SCANS * SCANNED_COST * samples
-    return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, int(cost), layout)
+    scanned = (USUAL_SCANS if several_scans else 1) * samples
+    cost, worst_cost = int(layout.cost(scanned)), int(layout.worst_cost(scanned, samples))
+    return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, cost, worst_cost, layout)
 
 
 def depends_on_reader(header: Header) -> bool:
@@ -191,15 +204,18 @@ def load(
         elif marker == APP1 and data.startswith(b"Exif\0\0", start + 4):
             # A long block continues in further segments.
             exif += data[start + 10 : end]
+    cost = int(layout.worst_cost(layout.samples, layout.samples))
     if layout.several_scans:
-        parts[-1:], end = _scans(view, layout, max_cost)
+        parts[-1:], end, cost = _scans(view, layout, max_cost)
+    elif cost > max_cost:
+        raise too_much_work("JPEG", cost, max_cost)
     else:
         parts.append(view[end:])
     # Some cameras leave out the end, which makes a whole picture no worse. Where pixels are missing the decoder warns.
     parts.append(END)
     orientation = exif_orientation(exif) if exif else UPRIGHT
     size, scale = header.size, 1
-    if needed is not None and not layout.lossless:
+    if needed is not None and layout.frame != LOSSLESS:
         target = upright_size(needed(upright_size(size, orientation)), orientation)
         room = min(size.height // target.height, size.width // target.width)
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(room, 1))
@@ -215,7 +231,7 @@ def load(
         if reason.startswith(DAMAGE):
             trimmed = _without_padding(data, layout, parts, end) if reason.endswith(PADDED) else data
             if len(trimmed) < len(data):
-                return load(trimmed, header, max_cost, needed, reader)
+                return load(trimmed, header, max_cost - cost, needed, reader)
             raise ImageUndecodable(
                 f"the JPEG is damaged ({reason.rpartition(': ')[2]}); send the original file, or save it again"
             ) from error
@@ -233,7 +249,7 @@ def _without_padding(data: bytes, layout: _Layout, parts: list[bytes | memoryvie
     instead. Of arithmetic codes and of whole scans it does not: there zeros count as written. `parts` are those that
     the decoder got, and `end` is where the first scan starts, or where the last of several ends.
     """
-    if any(marker in ARITHMETIC for marker, _, _ in layout.segments):
+    if layout.frame in ARITHMETIC:
         return data
     if layout.several_scans and not _has_all_scans(parts, layout):
         return data
@@ -278,8 +294,8 @@ def _not_read(kind: str) -> UnsupportedFormat:
     )
 
 
-def _scans(data: memoryview, layout: _Layout, max_cost: int) -> tuple[list[memoryview], int]:
-    """All scans with their data, and the tables between them; and where the last one ends.
+def _scans(data: memoryview, layout: _Layout, max_cost: int) -> tuple[list[memoryview], int, int]:
+    """All scans with their data, and the tables between them; where the last one ends; and their cost.
 
     Raises:
         IndexError, KeyError: damaged.
@@ -290,20 +306,24 @@ def _scans(data: memoryview, layout: _Layout, max_cost: int) -> tuple[list[memor
         for component, sampling in zip(layout.components, layout.samplings, strict=True)
     }
     parts: list[memoryview] = []
-    offset, scans, samples = layout.segments[-1][1], 0, 0
+    offset, scans, samples, coded, cost = layout.segments[-1][1], 0, 0, 0, 0
     for _ in range(MAX_PARTS):
         marker = data[offset + 1]
         if marker == EOI:
             parts.append(data[offset : offset + 2])
-            return parts, offset
+            return parts, offset, cost
         end = offset + 2 + (data[offset + 2] << 8 | data[offset + 3])
         following = _next_marker(data, end)
         # What follows a segment and is none is a sign of damage, which the decoder is to see.
         parts.append(data[offset if marker in DECODED else end : following])
         if marker == SOS:
             scans += 1
-            samples += sum(planes[data[at]] for at in range(offset + 5, offset + 5 + 2 * data[offset + 4], 2))
-            cost = int(layout.cost + SCANNED_COST * samples)
+            components = offset + 5 + 2 * data[offset + 4]
+            passed = sum(planes[data[at]] for at in range(offset + 5, components, 2))
+            first, last = data[components : components + 2] if layout.frame in PROGRESSIVE else (0, 63)
+            samples += passed
+            coded += passed * max(last + 1 - first, 0) // 64
+            cost = int(layout.worst_cost(samples, coded))
             if cost > max_cost:
                 raise too_much_work(f"JPEG with {scans:,} scans or more", cost, max_cost)
         offset = following

@@ -13,6 +13,7 @@ import numpy as np
 from PIL.PngImagePlugin import PngImageFile
 
 from model.containers.header import (
+    BLOCK_BYTE_COST,
     DECODED_BYTES,
     MAX_HEADER_PARTS,
     MAX_PARTS,
@@ -68,14 +69,23 @@ def read_header(data: bytes) -> Header:
             # A row begins with the number of its filter, which needs the row above.
             row_bytes = (CHANNELS[colour] * depth * width + 7) // 8 + 1
             most = 2 * row_bytes * height + SPARE_BYTES
-            cost = (0.5 + 2 * bool(interlaced)) * width * height + 1.3 * row_bytes * height + 4 * min(len(data), most)
+            encoded_bytes = min(len(data), most)
+            cost = (0.5 + 2 * bool(interlaced)) * width * height + 1.3 * row_bytes * height + 4 * encoded_bytes
+            worst_cost = cost + (BLOCK_BYTE_COST - 4) * encoded_bytes
             pixel_bytes = DECODED_BYTES
             low_bytes = colour == RGB and depth == 16 and _has_colour_key(data)
             if low_bytes:
-                cost, pixel_bytes = 2 * cost, KEYED_BYTES
+                cost, worst_cost, pixel_bytes = 2 * cost, 2 * worst_cost, KEYED_BYTES
             layout = _Layout(most, depth, low_bytes)
             return header_of(
-                ImageFormat.PNG, width, height, cost, pixel_bytes=pixel_bytes, row_bytes=2 * row_bytes, layout=layout
+                ImageFormat.PNG,
+                width,
+                height,
+                cost,
+                worst_cost=worst_cost,
+                pixel_bytes=pixel_bytes,
+                row_bytes=2 * row_bytes,
+                layout=layout,
             )
     raise struct.error("no header")
 

@@ -20,6 +20,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from model.containers.header import (
     ACCEPTED,
+    BLOCK_BYTE_COST,
     MAX_HEADER_PARTS,
     MAX_PARTS,
     UPRIGHT,
@@ -65,8 +66,8 @@ MAX_VALUE_BYTES = 1 << 16
 """Of a tag, besides those of the strips or tiles. The largest palette has 1,536, JPEG's tables some hundreds."""
 MAX_SAMPLES = 6
 
-NONE, JPEG, CCITT = 1, 7, frozenset({2, 3, 4})
-COMPRESSIONS = frozenset({NONE, *CCITT, 5, JPEG, 8, 32773, 32946})
+NONE, JPEG, CCITT, DEFLATE = 1, 7, frozenset({2, 3, 4}), frozenset({8, 32946})
+COMPRESSIONS = frozenset({NONE, *CCITT, 5, JPEG, *DEFLATE, 32773})
 """None, CCITT's, LZW, JPEG, deflate under two numbers, and PackBits."""
 OTHER_COMPRESSIONS = {
     6: "old-style JPEG",
@@ -155,6 +156,7 @@ def read_header(data: bytes) -> Header:
     else:
         pixel_cost = CCITT_PIXEL_COST if compression in CCITT else PIXEL_COST
         cost = pixel_cost * width * height + BYTE_COST * row_bytes * planes * height + ENCODED_COST * encoded_bytes
+    block_cost = (BLOCK_BYTE_COST - ENCODED_COST) * encoded_bytes if compression in DEFLATE else 0
     orientation = page.number(ORIENTATION, UPRIGHT)
     tags = {number: tag for number, tag in page.tags.items() if number in NEEDED}
     inverted = bits == 16 and samples == 1 and page.number(PHOTOMETRIC, 0) == WHITE_IS_ZERO
@@ -179,6 +181,7 @@ def read_header(data: bytes) -> Header:
         width,
         height,
         cost + PART_COST * len(sizes),
+        worst_cost=cost + PART_COST * len(sizes) + block_cost,
         row_bytes=encoded_bytes + buffers,
         layout=layout,
     )

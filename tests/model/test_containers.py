@@ -4,6 +4,7 @@ Reference: Pillow, which decodes the whole file."""
 
 from __future__ import annotations
 
+import base64
 import struct
 import sys
 import threading
@@ -26,7 +27,7 @@ from model.decode import DecodeLimits, decode, read_header
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable
 from model.types import Size, UInt8Array
 from tests.model.heif_files import grid_of, picture
-from tests.model.picture_files import PHOTO, PNG_SIGNATURE, encoded, exif, png_chunk
+from tests.model.picture_files import PHOTO, PNG_SIGNATURE, RARE_JPEGS, encoded, exif, png_chunk
 from tests.model.test_decode import LIMITS, SAMPLES, png_header
 
 pi_heif.register_heif_opener()
@@ -216,6 +217,41 @@ def test_memory_and_work_are_bounded_from_the_header(data: bytes, words: str) ->
     with pytest.raises(ImageTooLarge, match=words):
         read_header(data, limits)
     read_header(data, DecodeLimits(1_000_000, 50_000_000))
+
+
+def test_the_bound_of_work_holds_for_the_worst_compressed_data() -> None:
+    """Deflate's shortest blocks take more time a byte than usual ones, and cannot be counted without inflating them: a
+    picture near the limit is refused for its length alone, in a PNG and in a TIFF."""
+    header = PNG_SIGNATURE + png_chunk(b"IHDR", struct.pack(">IIBBBBB", 1500, 1500, 16, 6, 0, 0, 0))
+    limits = DecodeLimits(10_000_000, 2_250_000)
+    usual = read_header(header + png_chunk(b"IDAT", bytes(2_000_000)), limits)
+    assert usual.decode_cost < usual.worst_cost
+    with pytest.raises(ImageTooLarge, match=r"decoding this PNG takes the work of 5[0-9],[0-9,]+ pixels"):
+        read_header(header + png_chunk(b"IDAT", bytes(3_000_000)), limits)
+    tiffs = {name: encoded(PHOTO, "TIFF", compression=name) for name in ("tiff_adobe_deflate", "tiff_lzw")}
+    headers = {name: read_header(data, LIMITS) for name, data in tiffs.items()}
+    assert headers["tiff_adobe_deflate"].worst_cost > headers["tiff_adobe_deflate"].decode_cost
+    assert headers["tiff_lzw"].worst_cost == headers["tiff_lzw"].decode_cost
+
+
+def sized(jpeg: bytes, frame: int, width: int, height: int) -> bytes:
+    """A JPEG that declares another size."""
+    at = jpeg.index(bytes([0xFF, frame])) + 5
+    return jpeg[:at] + struct.pack(">HH", height, width) + jpeg[at + 4 :]
+
+
+def test_arithmetic_codes_are_bounded_by_pixels() -> None:
+    """An arithmetic code may have next to no bytes, so pixels count, and in several scans each coefficient that one
+    codes."""
+    single, several = (base64.b64decode(RARE_JPEGS[name]) for name in ("arithmetic", "arithmetic progressive"))
+    limits = DecodeLimits(1_000_000, 1_500_000)
+    read_header(sized(single, 0xC9, 1500, 1000), limits)
+    with pytest.raises(ImageTooLarge, match=r"decoding this JPEG takes the work of [0-9]+,[0-9,]+ pixels"):
+        read_header(sized(single, 0xC9, 6000, 4000), DecodeLimits(1_000_000, 64_000_000))
+    data = sized(several, 0xCA, 1500, 1000)
+    read_header(data, limits)
+    with pytest.raises(ImageTooLarge, match=r"decoding this JPEG with [0-9]+ scans or more takes the work of"):
+        decode(data, limits)
 
 
 def test_several_scans_take_more_memory_and_work() -> None:
