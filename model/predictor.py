@@ -24,7 +24,7 @@ from model.net.weights import DTYPES, DtypeName, load_weights, read_input_ranges
 from model.postprocess.results import postprocess, require_finite
 from model.preprocess import prepare
 from model.reference import ReferenceAnswer, reference_input, reference_params, summarise
-from model.spec import KeepRatioSpec
+from model.spec import PaddedSpec
 from model.types import Batch, Deployment, ModelInput, QueryParams, RawOutput, Result
 
 LIMITS = DecodeLimits(max_bytes=64 << 20, max_pixels=100_000_000)
@@ -155,7 +155,7 @@ class Predictor:
             self._family.compile(self._network)
         self._normalise = Normalise(config.preprocessing).to(device)
         self._by_row = optimisations.by_row
-        self._padded = isinstance(config.preprocessing, KeepRatioSpec)
+        self._padded = isinstance(config.preprocessing, PaddedSpec)
         self._postprocessing = config.postprocessing
 
     @torch.inference_mode()

@@ -14,7 +14,7 @@ import PIL.Image
 
 from model.decode import Picture
 from model.pixels import as_array
-from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
+from model.spec import CenterCropSpec, FixedSizeSpec, KeepRatioSpec, PaddedSpec, Preprocessing
 from model.types import Geometry, Image, ModelInput, Size, UInt8Array
 
 try:
@@ -40,8 +40,8 @@ def prepare(image: Image, spec: Preprocessing) -> ModelInput:
     match spec:
         case CenterCropSpec():
             return _center_crop(image.pixels, image.size, spec)
-        case KeepRatioSpec():
-            return _keep_ratio(image.pixels, image.size, spec)
+        case KeepRatioSpec() | FixedSizeSpec():
+            return _padded(image.pixels, image.size, spec)
 
 
 def prepare_picture(picture: Picture, spec: Preprocessing) -> ModelInput:
@@ -52,8 +52,8 @@ def prepare_picture(picture: Picture, spec: Preprocessing) -> ModelInput:
     match spec:
         case CenterCropSpec():
             return _center_crop(picture.source, picture.original, spec)
-        case KeepRatioSpec():
-            return _keep_ratio(as_array(picture.source), picture.original, spec)
+        case KeepRatioSpec() | FixedSizeSpec():
+            return _padded(as_array(picture.source), picture.original, spec)
 
 
 def largest_input_bytes(spec: Preprocessing) -> int:
@@ -61,14 +61,18 @@ def largest_input_bytes(spec: Preprocessing) -> int:
     match spec:
         case CenterCropSpec(crop=crop):
             return 3 * crop * crop
-        case KeepRatioSpec(long_side=long, short_side=short, pad_multiple=multiple):
-            return 3 * _round_up(long, multiple) * _round_up(short, multiple)
+        case KeepRatioSpec(long_side=first, short_side=second) | FixedSizeSpec(width=first, height=second):
+            return 3 * _round_up(first, spec.pad_multiple) * _round_up(second, spec.pad_multiple)
 
 
 def content_size(original: Size, spec: Preprocessing) -> Size:
     """The size that a picture of upright size `original` is resized to, before cropping or padding."""
     height, width = original.height, original.width
     match spec:
+        case CenterCropSpec(resize_shorter=side, squash=True):
+            return Size(side, side)
+        case FixedSizeSpec():
+            return Size(spec.height, spec.width)
         case CenterCropSpec(resize_shorter=shorter):
             longer = int(shorter * max(height, width) / min(height, width))
             return Size(shorter, longer) if height <= width else Size(longer, shorter)
@@ -78,7 +82,7 @@ def content_size(original: Size, spec: Preprocessing) -> Size:
             return Size(max(int(height * scale + 0.5), 1), max(int(width * scale + 0.5), 1))
 
 
-def _keep_ratio(pixels: UInt8Array, original: Size, spec: KeepRatioSpec) -> ModelInput:
+def _padded(pixels: UInt8Array, original: Size, spec: PaddedSpec) -> ModelInput:
     """Of three channels, or of four, the last of which is dropped."""
     content = content_size(original, spec)
     padded = np.zeros(
@@ -100,7 +104,8 @@ def _center_crop(source: PIL.Image.Image | UInt8Array, original: Size, spec: Cen
     top, left = _centered(content.height, spec.crop), _centered(content.width, spec.crop)
     rows = range(max(top, 0), min(top + spec.crop, content.height))
     columns = range(max(left, 0), min(left + spec.crop, content.width))
-    if max(original.height, original.width) >= ELONGATED * min(original.height, original.width):
+    elongated = max(original.height, original.width) >= ELONGATED * min(original.height, original.width)
+    if elongated and not spec.squash:
         pixels = _resized_window(as_array(source), content, rows, columns, FILTERS[spec.interpolation])
     elif COMPILED and spec.interpolation == "bicubic":
         pixels = _computed_window(source, content, rows, columns)

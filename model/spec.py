@@ -39,15 +39,19 @@ class Normalisation(Spec):
 
 
 class CenterCropSpec(Spec):
-    """Resize the shorter side to `resize_shorter` px (Pillow's antialiased filter); crop the central `crop` px."""
+    """Resize the shorter side to `resize_shorter` px (Pillow's antialiased filter); crop the central `crop` px.
+
+    `squash`: resize both sides to `resize_shorter` px, whatever the aspect ratio.
+    """
 
     reader: ClassVar[Reader] = Reader.PILLOW
-    ADDED = frozenset({"interpolation"})
+    ADDED = frozenset({"interpolation", "squash"})
 
     kind: Literal["center_crop"] = "center_crop"
     resize_shorter: PositiveInt = 248
     crop: PositiveInt = 224
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    squash: bool = False
     normalisation: Normalisation = Normalisation()
 
 
@@ -65,7 +69,26 @@ class KeepRatioSpec(Spec):
     normalisation: Normalisation = Normalisation()
 
 
-Preprocessing = Annotated[CenterCropSpec | KeepRatioSpec, Field(discriminator="kind")]
+class FixedSizeSpec(Spec):
+    """Resize to `width` x `height` px, whatever the aspect ratio (OpenCV's bilinear); pad as `KeepRatioSpec` does."""
+
+    reader: ClassVar[Reader] = Reader.OPENCV
+    kind: Literal["fixed_size"] = "fixed_size"
+    width: PositiveInt
+    height: PositiveInt
+    pad_multiple: PositiveInt = 1
+    normalisation: Normalisation = Normalisation()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Width and height of the network's inputs, with the padding."""
+        multiple = self.pad_multiple
+        return -(-self.width // multiple) * multiple, -(-self.height // multiple) * multiple
+
+
+PaddedSpec = KeepRatioSpec | FixedSizeSpec
+"""Of detectors and segmenters."""
+Preprocessing = Annotated[CenterCropSpec | PaddedSpec, Field(discriminator="kind")]
 
 
 class ClassifyPostSpec(Spec):

@@ -14,7 +14,7 @@ from model.decode import Picture
 from model.errors import ImageTooLarge
 from model.pixels import as_array
 from model.preprocess import prepare_picture
-from model.spec import CenterCropSpec, Preprocessing
+from model.spec import CenterCropSpec, FixedSizeSpec, Preprocessing
 from model.types import ModelInput, Size, Task
 
 DEFAULT_OVERLAP = 0.2
@@ -147,6 +147,8 @@ def input_size(spec: Preprocessing, picture: Size) -> Size:
     """The largest size of a picture of this one's orientation that the model takes without scaling it down."""
     if isinstance(spec, CenterCropSpec):
         return Size(spec.crop, spec.crop)
+    if isinstance(spec, FixedSizeSpec):
+        return Size(spec.height, spec.width)
     long, short = max(spec.long_side, spec.short_side), min(spec.long_side, spec.short_side)
     return Size(short, long) if picture.width >= picture.height else Size(long, short)
 

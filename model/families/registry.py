@@ -17,7 +17,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from model.spec import CenterCropSpec, Postprocessing, Preprocessing, Spec
+from model.spec import CenterCropSpec, FixedSizeSpec, Postprocessing, Preprocessing, Spec
 from model.types import Task
 
 AnySpec = TypeVar("AnySpec", bound=Spec)
@@ -209,6 +209,10 @@ def input_problem(backbone: BackboneSpec, preprocessing: Preprocessing) -> str |
             return f"{name} takes inputs whose sides are multiples of {multiple} px, not of {crop} x {crop} px"
     elif side is not None:
         return f"{name} takes inputs of {side} x {side} px only: preprocessing must be center_crop of {side} px"
+    elif isinstance(preprocessing, FixedSizeSpec):
+        width, height = preprocessing.input_size
+        if width % multiple or height % multiple:
+            return f"{name} takes inputs whose sides are multiples of {multiple} px, not of {width} x {height} px"
     elif preprocessing.pad_multiple % multiple:
         return f"{name} takes inputs whose sides are multiples of {multiple} px: pad_multiple must be a multiple of it"
     return None

@@ -23,7 +23,7 @@ from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet
 from model.net.semantic_fpn import MAX_UINT8_CLASSES
 from model.onnx.operators import non_max_suppression, replace_pooling, resize, roi_align, top_k
-from model.spec import ClassifyPostSpec, DetectPostSpec, KeepRatioSpec
+from model.spec import ClassifyPostSpec, DetectPostSpec, PaddedSpec
 from model.types import QueryParams, Task
 
 MAX_DETECTIONS = QueryParams().max_detections
@@ -64,7 +64,7 @@ class PaddedInput(nn.Module):
 
     def __init__(self, config: BundleConfig) -> None:
         super().__init__()
-        assert isinstance(config.preprocessing, KeepRatioSpec)
+        assert isinstance(config.preprocessing, PaddedSpec)
         self.normalise, self.multiple = Normalise(config.preprocessing), config.preprocessing.pad_multiple
 
     def forward(self, image: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from model.net.quantisation import InputRanges
 from model.predictor import load_network, output_tensors
 from model.quantisation.ranges import Unit
 from model.quantisation.rounding import Integers, set_integers
-from model.spec import KeepRatioSpec
+from model.spec import PaddedSpec
 from model.types import ModelInput, Task
 
 PICTURES = 4
@@ -42,7 +42,7 @@ def unit_errors(
     fold_batch_norm(network)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     normalise = Normalise(config.preprocessing)
-    padded = isinstance(config.preprocessing, KeepRatioSpec)
+    padded = isinstance(config.preprocessing, PaddedSpec)
     number = min(PICTURES if config.task is Task.CLASSIFY else 1, len(inputs))
     # Spread over them: in a folder those of one kind are neighbours.
     pictures = [

@@ -14,8 +14,10 @@ from model.spec import (
     CenterCropSpec,
     ClassifyPostSpec,
     DetectPostSpec,
+    FixedSizeSpec,
     KeepRatioSpec,
     Normalisation,
+    PaddedSpec,
     Postprocessing,
     Preprocessing,
     SegmentPostSpec,
@@ -32,7 +34,7 @@ Channels = tuple[float, float, float]
 Field = Literal["size", "interpolation", "normalisation", "score_threshold"]
 """What a pipeline consists of, and what a flag replaces."""
 FLAGS: dict[str, str] = {
-    "size": "--input-size (or --resize and --crop)",
+    "size": "--input-size (with --no-keep-ratio, or --resize and --crop)",
     "interpolation": "--interpolation",
     "normalisation": "--mean and --std",
     "score_threshold": "--score-threshold",
@@ -49,7 +51,9 @@ class PipelineParts:
         resize, crop: of a classifier: the shorter side after resizing, and the central square, px.
         crop_fraction: `crop` over the shorter side, if `resize` is not given.
         interpolation: of a classifier.
+        squash: of a classifier: whether both sides become `resize`, whatever the aspect ratio.
         long_side, short_side, pad_multiple: of a detector or segmenter, px.
+        fixed_size: likewise: width and height, whatever the aspect ratio, in place of the bounds of the sides.
         mean, std: grey levels.
         activation: of a classifier: `softmax` or `sigmoid`.
         thresholds: fields of `DetectPostSpec` or `ClassifyPostSpec`; and `pixel_threshold` of a segmenter with a single
@@ -62,8 +66,10 @@ class PipelineParts:
     crop: int | None = None
     crop_fraction: float | None = None
     interpolation: str | None = None
+    squash: bool | None = None
     long_side: int | None = None
     short_side: int | None = None
+    fixed_size: tuple[int, int] | None = None
     pad_multiple: int | None = None
     mean: Channels | None = None
     std: Channels | None = None
@@ -78,8 +84,8 @@ class PipelineParts:
     def fields(self) -> frozenset[str]:
         """The fields that this source has."""
         has: dict[str, bool] = {
-            "size": any((self.resize, self.crop, self.long_side)),
-            "interpolation": self.interpolation is not None or self.long_side is not None,
+            "size": any((self.resize, self.crop, self.long_side, self.fixed_size)),
+            "interpolation": any((self.interpolation, self.long_side, self.fixed_size)),
             "normalisation": self.mean is not None and self.std is not None,
             "score_threshold": "score_threshold" in self.thresholds,
         }
@@ -108,9 +114,11 @@ class Pipeline:
 
     def fitting(self, parts: PipelineParts) -> PipelineParts:
         """The parts that this kind of preprocessing has."""
-        if isinstance(self.preprocessing, KeepRatioSpec):
-            return replace(parts, resize=None, crop=None, crop_fraction=None, interpolation=None, activation=None)
-        return replace(parts, long_side=None, short_side=None, pad_multiple=None, thresholds={})
+        if isinstance(self.preprocessing, PaddedSpec):
+            return replace(
+                parts, resize=None, crop=None, crop_fraction=None, interpolation=None, squash=None, activation=None
+            )
+        return replace(parts, long_side=None, short_side=None, fixed_size=None, pad_multiple=None, thresholds={})
 
     def updated(self, parts: PipelineParts) -> Pipeline:
         """With the fields that `parts` has.
@@ -124,9 +132,8 @@ class Pipeline:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise BundleInvalid(f"{parts.source}: {where} is {first['input']}: {problem_text(first)}") from error
-        sides = (pre.resize_shorter, pre.crop) if isinstance(pre, CenterCropSpec) else (pre.long_side, pre.pad_multiple)
-        if max(sides) > MAX_SIDE:
-            raise BundleInvalid(f"{parts.source}: an input of {max(sides)} px is too large; at most {MAX_SIDE} px")
+        if (side := _largest_side(pre)) > MAX_SIDE:
+            raise BundleInvalid(f"{parts.source}: an input of {side} px is too large; at most {MAX_SIDE} px")
         if (pre, post) == (self.preprocessing, self.postprocessing) and not parts.fields & self.assumed:
             return self
         return Pipeline(pre, post, (*self.sources, parts.source), self.assumed - parts.fields)
@@ -148,13 +155,28 @@ def require_served(parts: PipelineParts, replaced: frozenset[str]) -> None:
             )
 
 
+def _largest_side(pre: Preprocessing) -> int:
+    match pre:
+        case CenterCropSpec():
+            return max(pre.resize_shorter, pre.crop)
+        case KeepRatioSpec():
+            return max(pre.long_side, pre.short_side, pre.pad_multiple)
+        case FixedSizeSpec():
+            return max(pre.width, pre.height, pre.pad_multiple)
+
+
 def describe(pre: Preprocessing, post: Postprocessing) -> str:
     """A pipeline in words."""
-    if isinstance(pre, CenterCropSpec):
-        size = f"shorter side {pre.resize_shorter} px, centre {pre.crop} x {pre.crop} px, {pre.interpolation}"
-    else:
-        size = f"fits into {pre.long_side} x {pre.short_side} px, bilinear"
-        size += f", padded to multiples of {pre.pad_multiple}" if pre.pad_multiple > 1 else ""
+    match pre:
+        case CenterCropSpec():
+            resized = f"{'both sides' if pre.squash else 'shorter side'} {pre.resize_shorter} px"
+            size = f"{resized}, centre {pre.crop} x {pre.crop} px, {pre.interpolation}"
+        case KeepRatioSpec():
+            size = f"fits into {pre.long_side} x {pre.short_side} px, bilinear"
+        case FixedSizeSpec():
+            size = f"resized to {pre.width} x {pre.height} px, bilinear"
+    if isinstance(pre, PaddedSpec) and pre.pad_multiple > 1:
+        size += f", padded to multiples of {pre.pad_multiple}"
     mean, std = (" ".join(f"{level:.4g}" for level in levels) for levels in _levels(pre.normalisation))
     text = f"{size}, mean {mean}, std {std}"
     match post:
@@ -177,21 +199,22 @@ def _preprocessing(base: Preprocessing, parts: PipelineParts) -> Preprocessing:
     }
     if 0 in normalisation["std"]:
         raise BundleInvalid(f"{parts.source}: a std of 0 divides by zero")
-    if isinstance(base, KeepRatioSpec):
+    if isinstance(base, PaddedSpec):
         if parts.resize or parts.crop or parts.interpolation:
             raise BundleInvalid(
                 f"{parts.source}: --resize, --crop and --interpolation are for classifiers; detectors and segmenters "
                 "take --input-size LONGxSHORT"
             )
-        return KeepRatioSpec.model_validate(
-            {
-                "long_side": parts.long_side or base.long_side,
-                "short_side": parts.short_side or base.short_side,
-                "pad_multiple": parts.pad_multiple or base.pad_multiple,
-                "normalisation": normalisation,
-            }
-        )
-    if parts.long_side:
+        common = {"pad_multiple": parts.pad_multiple or base.pad_multiple, "normalisation": normalisation}
+        if parts.fixed_size is not None:
+            width, height = parts.fixed_size
+            return FixedSizeSpec.model_validate({"width": width, "height": height, **common})
+        if parts.long_side:
+            return KeepRatioSpec.model_validate(
+                {"long_side": parts.long_side, "short_side": parts.short_side, **common}
+            )
+        return type(base).model_validate({**base.model_dump(), **common})
+    if parts.long_side or parts.fixed_size:
         raise BundleInvalid(f"{parts.source}: classifiers take --input-size N, or --resize and --crop")
     crop = parts.crop or base.crop
     fraction = parts.crop_fraction or (base.crop / base.resize_shorter)
@@ -201,6 +224,7 @@ def _preprocessing(base: Preprocessing, parts: PipelineParts) -> Preprocessing:
             "resize_shorter": parts.resize or computed,
             "crop": crop,
             "interpolation": parts.interpolation or base.interpolation,
+            "squash": base.squash if parts.squash is None else parts.squash,
             "normalisation": normalisation,
         }
     )

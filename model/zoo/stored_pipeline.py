@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,11 @@ def _timm_pipeline(found: Mapping[Any, Any], source: str) -> PipelineParts:
         mean=mean if std is not None else None,
         std=std if mean is not None else None,
     )
-    if found.get("crop_mode", "center") not in ("center", None):
-        parts = parts.with_problem("size", f"its crop mode is {found['crop_mode']}")
+    mode = found.get("crop_mode")
+    if mode in ("center", "squash"):
+        parts = replace(parts, squash=mode == "squash")
+    elif mode is not None:
+        parts = parts.with_problem("size", f"its crop mode is {mode}")
     return parts
 
 
@@ -96,7 +100,11 @@ def _transformers_pipeline(found: Mapping[Any, Any], source: str) -> PipelinePar
     """The `preprocessor_config.json` of an image classifier."""
     size, crop = _attributes(found.get("size")), _attributes(found.get("crop_size"))
     mean, std = grey_levels(three_numbers(found.get("image_mean")), three_numbers(found.get("image_std")))
-    shorter, side = size.get("shortest_edge"), crop.get("height")
+    shorter, side = size.get("shortest_edge"), None if found.get("do_center_crop") is False else crop.get("height")
+    fixed = {"height", "width"} <= size.keys()
+    if fixed and size["height"] == size["width"]:
+        shorter = size["height"]
+        side = shorter if side is None else side
     parts = PipelineParts(
         source=source,
         resize=shorter if type(shorter) is int and shorter > 0 else None,
@@ -104,8 +112,9 @@ def _transformers_pipeline(found: Mapping[Any, Any], source: str) -> PipelinePar
         interpolation=_INTERPOLATIONS.get(found.get("resample")) if "image_mean" in found else None,
         mean=mean if std is not None else None,
         std=std if mean is not None else None,
+        squash=True if fixed else None,
         activation="sigmoid" if found.get("problem_type") == "multi_label_classification" else None,
     )
-    if "image_mean" in found and {"height", "width"} <= size.keys():
-        parts = parts.with_problem("size", "it resizes to a fixed size without keeping the ratio of the sides")
+    if "image_mean" in found and fixed and size["height"] != size["width"]:
+        parts = parts.with_problem("size", f"it resizes to {size['width']} x {size['height']} px, which is no square")
     return parts

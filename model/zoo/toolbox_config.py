@@ -140,14 +140,16 @@ def _with_resize(parts: PipelineParts, transform: Mapping[str, Any]) -> Pipeline
         (scale,) = scale
     if isinstance(scale, (tuple, list)) and len(scale) == 2 and scale[1] == -1 and type(scale[0]) is int:
         return _with_shorter_side(parts, scale[0], transform)
+    if type(scale) is int:
+        scale = (scale, scale)
     if not (isinstance(scale, (tuple, list)) and len(scale) == 2 and all(type(side) is int for side in scale)):
         return parts.with_problem("size", f"its test pipeline resizes to {scale!r}"[:120])
-    if not transform.get("keep_ratio", "img_scale" in transform):
-        return parts.with_problem(
-            "size", f"its test pipeline resizes to {scale[0]} x {scale[1]} without keeping the ratio of the sides"
-        )
     if transform.get("interpolation", "bilinear") != "bilinear":
-        parts = parts.with_problem("interpolation", f"its test pipeline resizes by {transform['interpolation']}")
+        parts = parts.with_problem("size", f"its test pipeline resizes by {transform['interpolation']}")
+    if transform.get("backend", "cv2") != "cv2":
+        parts = parts.with_problem("size", f"its test pipeline resizes with {transform['backend']}")
+    if not transform.get("keep_ratio", "img_scale" in transform):
+        return replace(parts, fixed_size=tuple(scale))
     return replace(parts, long_side=max(scale), short_side=min(scale))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, ExitStack, aclosing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,19 +16,28 @@ import typer
 from convmlp_client.results import Result
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, NotFinite, UnsupportedFormat
 from model.files import replace_file
+from service.cli.backends import Backend, NoAnswer
 from service.cli.console import image_progress, number_column, print_error, print_table, text_column
 from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, Masks
 from service.cli.flags import settings_or_exit
-from service.cli.model_reference import ComparedModel, ModelReference
+from service.cli.model_reference import ModelReference
 from service.cli.model_store import ModelsDir
 from service.cli.options import OUTPUT, ApiKey
 from service.errors import BadParameter
 from service.evaluation.comparison import FIRST, SECOND, ComparedPicture, Comparison, Summary, comparison_for
 from service.evaluation.comparison_page import PageHead, comparison_page
-from service.evaluation.dataset import ClassTruth, DataFormat, DataInvalid, Sample, is_picture, require_pictures
+from service.evaluation.dataset import (
+    ClassTruth,
+    DataFormat,
+    DataInvalid,
+    Dataset,
+    Sample,
+    is_picture,
+    require_pictures,
+)
 from service.evaluation.formats import read_dataset
 from service.evaluation.label_matching import class_indices, read_label_map
-from service.evaluation.predictions import read_picture
+from service.evaluation.predictions import Manifest, ModelIdentity, PredictionLog, open_log, read_picture
 from service.evaluation.truth_errors import ClassIndices, truth_error
 from service.settings import Settings
 
@@ -63,11 +72,21 @@ Html = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        file_okay=False,
+        help="Folder for both models' predictions. A run that was stopped continues from there.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 MaxPictures = Annotated[int, typer.Option(min=1, max=500, help="Pictures of the page.", rich_help_panel=OUTPUT)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.", rich_help_panel=OUTPUT)]
 
 
 References = tuple[ModelReference, ModelReference]
+Identities = tuple[ModelIdentity, ModelIdentity]
+Logs = tuple[PredictionLog, PredictionLog]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +118,13 @@ class Truth:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The pictures to compare, and what was found."""
+    """The pictures to compare, and what was found. `logs`: of each model's predictions, where they are kept."""
 
     samples: Sequence[Sample]
     truth: Truth | None
     comparison: Comparison
     summary: Summary
+    logs: Logs | None
 
     def add(self, sample: Sample, first: Result, second: Result) -> None:
         """Add a picture's two results. Raises DataInvalid if its truth cannot be read."""
@@ -127,6 +147,7 @@ def compare(
     ignore_label: IgnoreLabel = 255,
     api_key: ApiKey = None,
     models_dir: ModelsDir = None,
+    out: Out = None,
     html: Html = None,
     max_pictures: MaxPictures = 50,
     as_json: AsJson = False,
@@ -139,21 +160,23 @@ def compare(
     source = Source(data, no_truth, data_format, images, masks, label_map, ignore_label)
     try:
         references = ModelReference.of(first), ModelReference.of(second)
-        models = asyncio.run(_described(references, api_key, settings))
+        models = asyncio.run(_identities(references, api_key, settings))
         if models[0].task is not models[1].task:
             tasks = " and ".join(
                 f"{one.text} is for {model.task.value}" for one, model in zip(references, models, strict=True)
             )
             raise BadParameter(f"{tasks}; expected two models of one task")
-        samples, truth = _samples(source, models)
-        run = Run(
-            samples,
-            truth,
-            comparison_for(models[0].task, models[0].labels, models[1].labels),
-            Summary(max_pictures),
-        )
-        with image_progress(len(samples)) as advance:
-            asyncio.run(_compare(references, models, run, api_key, settings, advance))
+        dataset, truth = _dataset(source, models)
+        with ExitStack() as stack:
+            run = Run(
+                dataset.samples,
+                truth,
+                comparison_for(models[0].task, models[0].labels, models[1].labels),
+                Summary(max_pictures),
+                None if out is None else _logs(out, dataset, references, models, stack),
+            )
+            with image_progress(len(run.samples)) as advance:
+                asyncio.run(_compare(references, models, run, api_key, settings, advance))
         if html is not None:
             _write_page(html, PageHead(first, second, str(data), _rows(run)), run.summary)
         _print((first, second), run, as_json=as_json)
@@ -169,14 +192,26 @@ def compare(
         raise typer.Exit(1)
 
 
-async def _described(
-    references: References, api_key: str | None, settings: Settings
-) -> tuple[ComparedModel, ComparedModel]:
-    first, second = [await reference.described(api_key, settings) for reference in references]
+async def _identities(references: References, api_key: str | None, settings: Settings) -> Identities:
+    first, second = [await reference.identity(api_key, settings) for reference in references]
     return first, second
 
 
-def _samples(source: Source, models: Sequence[ComparedModel]) -> tuple[Sequence[Sample], Truth | None]:
+def _logs(out: Path, dataset: Dataset, references: References, models: Identities, stack: ExitStack) -> Logs:
+    """Those of `out`, a folder for each model. Raises DataInvalid: as `open_log`."""
+    with image_progress(len(dataset.samples)) as advance:
+        data_sha256 = dataset.sha256(advance)
+    first, second = [
+        stack.enter_context(open_log(out / name, Manifest.of(model, dataset, data_sha256, reference.parameters(model))))
+        for name, reference, model in zip((FIRST, SECOND), references, models, strict=True)
+    ]
+    before = sum(sample.name in first.done and sample.name in second.done for sample in dataset.samples)
+    if before:
+        print_error(f"{before} of {len(dataset.samples)} pictures were predicted before")
+    return first, second
+
+
+def _dataset(source: Source, models: Identities) -> tuple[Dataset, Truth | None]:
     """The pictures of DATA, and the truth unless there is none.
 
     Raises:
@@ -187,7 +222,7 @@ def _samples(source: Source, models: Sequence[ComparedModel]) -> tuple[Sequence[
         if data.is_dir() and (source.no_truth or source.is_pictures):
             files = sorted(file for file in data.rglob("*") if is_picture(file) and file.is_file())
             samples = [Sample(file.relative_to(data).as_posix(), file, ClassTruth(())) for file in files]
-            return require_pictures(data, samples), None
+            return Dataset(data, DataFormat.FOLDERS, (), require_pictures(data, samples)), None
     except OSError as error:
         raise DataInvalid(f"{error.filename or data} cannot be read: {error.strerror}") from error
     try:
@@ -195,17 +230,17 @@ def _samples(source: Source, models: Sequence[ComparedModel]) -> tuple[Sequence[
             data, models[0].task, data_format=source.data_format, images=source.images, masks=source.masks
         )
         if source.no_truth:
-            return dataset.samples, None
+            return dataset, None
         label_map = None if source.label_map is None else read_label_map(source.label_map)
         first, second = (class_indices(dataset, one.labels, label_map, source.ignore_label) for one in models)
     except DataInvalid as error:
         raise DataInvalid(f"{error.detail}; --no-truth takes the pictures alone") from error
-    return dataset.samples, Truth(first, second)
+    return dataset, Truth(first, second)
 
 
 async def _compare(
     references: References,
-    models: tuple[ComparedModel, ComparedModel],
+    models: Identities,
     run: Run,
     api_key: str | None,
     settings: Settings,
@@ -213,7 +248,7 @@ async def _compare(
 ) -> None:
     """Predict each picture with both models, and add it to the run. Raises ConvMLPError if a model does not answer."""
     async with AsyncExitStack() as stack:
-        first, second = [
+        backends = [
             await stack.enter_async_context(aclosing(reference.backend(model, api_key, settings)))
             for reference, model in zip(references, models, strict=True)
         ]
@@ -222,20 +257,47 @@ async def _compare(
         async def compare_pending() -> None:
             for sample in pending:
                 try:
-                    image = await asyncio.to_thread(read_picture, sample.path)
-                    one, other = await asyncio.gather(first.predict(image), second.predict(image))
+                    first, second = await _predicted(sample, backends, run.logs)
                 except PICTURE_ERRORS as error:
                     run.summary.errors[sample.name] = error.detail
                 else:
-                    run.add(sample, one, other)
+                    run.add(sample, first, second)
                 advance()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(first.concurrency, second.concurrency)):
+                for _ in range(min(backend.concurrency for backend in backends)):
                     group.create_task(compare_pending())
         except ExceptionGroup as several:  # of a service that is lost, each request has an error
-            raise several.exceptions[0] from None
+            error = several.exceptions[0]
+            if run.logs is not None and isinstance(error, ConvMLPError):
+                raise NoAnswer(f"{error.detail}; the run stopped; the same command continues it") from error
+            raise error from None
+    if await _identities(references, api_key, settings) != models:
+        raise NoAnswer("a model changed during the run: compare again, with another --out")
+
+
+async def _predicted(sample: Sample, backends: Sequence[Backend], logs: Logs | None) -> list[Result]:
+    """Both results for a picture: from the logs, or else predicted and written to them. An error is not written.
+
+    Raises ConvMLPError.
+    """
+    found: dict[int, Result] = {}
+    for at, log in enumerate(logs or ()):
+        outcome = log.outcome(sample.name) if sample.name in log.done else None
+        if isinstance(outcome, Result):
+            found[at] = outcome
+    missing = [at for at in range(len(backends)) if at not in found]
+    if missing:
+        image = await asyncio.to_thread(read_picture, sample.path)
+        predicted = await asyncio.gather(*(backends[at].predict(image) for at in missing), return_exceptions=True)
+        for at, result in zip(missing, predicted, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            found[at] = result
+            if logs is not None:
+                logs[at].append(sample.name, result)
+    return [found[at] for at in range(len(backends))]
 
 
 def _write_page(file: Path, head: PageHead, summary: Summary) -> None:

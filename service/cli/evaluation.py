@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Mapping
@@ -15,21 +14,19 @@ from typing import Annotated
 
 import typer
 
-from convmlp_client.errors import ClientError
 from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
 from model.bundle import CONFIG_FILE, Bundle, find_bundle, read_bundle, require_writable, write_accuracy
 from model.errors import BundleInvalid, ConvMLPError
-from model.model_name import base_name, canonical_name, version_of
+from model.model_name import base_name, version_of
 from model.postprocess.masks import MaskFormat
-from model.spec import SegmentPostSpec
 from model.types import Task
-from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend, domain_error, open_client
+from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend
 from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
 from service.cli.flags import refuse_flags_of_service, settings_or_exit
 from service.cli.inputs import FORMATS
+from service.cli.model_identity import local_identity, served_identity
 from service.cli.options import BACKEND, DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Local, ModelsDir, Url, query_string
-from service.errors import ModelNotFound
 from service.evaluation.coco_ap import require_pycocotools
 from service.evaluation.dataset import DataFormat, DataInvalid, Dataset, ObjectsTruth
 from service.evaluation.figures import MAX_RANK, Figures, compute_figures
@@ -197,7 +194,9 @@ def evaluate(
     try:
         written = _bundle_to_write(model, settings) if write else None
         identity = (
-            _local_identity(model, settings) if service is None else asyncio.run(_served_identity(model, service))
+            local_identity(model, settings)
+            if service is None
+            else asyncio.run(served_identity(model, service.url, service.api_key))
         )
         if written is not None and written.config.weights_sha256 != identity.weights_sha256:
             raise BundleInvalid(
@@ -210,6 +209,11 @@ def evaluate(
         dataset = read_dataset(data, identity.task, data_format=data_format, images=images, masks=masks)
         if picture is not None and (identity.task is not Task.CLASSIFY or dataset.multi_label):
             raise typer.BadParameter("--picture draws the confusion of a classifier whose pictures have one label each")
+        if service is not None and dataset.multi_label and identity.score_threshold is None:
+            raise DataInvalid(
+                f"pictures of {data} have several labels, or none, and {model} has no threshold above which a label "
+                "counts; --local measures its average precision"
+            )
         labels = read_label_map(label_map) if label_map is not None else None
         run = Run(
             identity,
@@ -290,39 +294,8 @@ async def _predict(
             stopping=stopping,
             advance=advance,
         )
-    if service is not None and await _served_identity(run.model.name, service) != run.model:
+    if service is not None and await served_identity(run.model.name, service.url, service.api_key) != run.model:
         raise NoAnswer(f"{service.url} changed its model during the run: evaluate again, with another --out")
-
-
-def _local_identity(name: str, settings: Settings) -> ModelIdentity:
-    config = read_bundle(find_bundle(name, settings.models_dir)).config
-    post = config.postprocessing
-    pipeline = f"{config.preprocessing.model_dump_json()}{post.model_dump_json()}"
-    precision = settings.precision_of(config.name)
-    return ModelIdentity(
-        config.name,
-        config.task,
-        config.labels,
-        config.weights_sha256,
-        "exact" if precision == "auto" else precision,
-        None if isinstance(post, SegmentPostSpec) else post.score_threshold or None,
-        hashlib.sha256(pipeline.encode()).hexdigest(),
-    )
-
-
-async def _served_identity(name: str, service: Service) -> ModelIdentity:
-    """Raises NoAnswer, ModelNotFound, or the service's error."""
-    async with open_client(service.url, service.api_key) as client:
-        try:
-            models = {model.name: model for model in await client.models()}
-        except ClientError as error:
-            raise domain_error(error) from error
-    found = models.get(canonical_name(name))
-    if found is None:
-        raise ModelNotFound(f"{service.url} does not serve {name!r}; it serves {', '.join(models) or 'no models'}")
-    return ModelIdentity(
-        found.name, Task(found.task), found.labels, found.weights_sha256, found.precision, found.score_threshold
-    )
 
 
 def _bundle_to_write(name: str, settings: Settings) -> Bundle:

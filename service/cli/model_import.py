@@ -98,6 +98,15 @@ def import_model(
             help="Input in pixels: a classifier's square, or the bounds of the longer and the shorter side.",
         ),
     ] = None,
+    keep_ratio: Annotated[
+        bool | None,
+        typer.Option(
+            "--keep-ratio/--no-keep-ratio",
+            help="Whether resizing keeps the ratio of the sides. With --no-keep-ratio, --input-size is a classifier's "
+            "square, or WIDTHxHEIGHT.",
+            show_default=False,
+        ),
+    ] = None,
     resize: Annotated[
         int | None, typer.Option(metavar="N", min=1, help="Classifiers: the shorter side after resizing, in pixels.")
     ] = None,
@@ -141,7 +150,7 @@ def import_model(
     The output lists what the import chose: pipeline, labels and weights, and where each is from.
     """
     store = store_or_exit(models_dir)
-    flags = _flags(input_size, resize, crop, interpolation, mean, std, score_threshold)
+    flags = _flags(input_size, keep_ratio, resize, crop, interpolation, mean, std, score_threshold)
     flags = replace(flags, activation=None if activation is None else activation.value)
     if version is not None and SEPARATOR in name and version_of(name) != str(version):
         raise typer.BadParameter(f"--as {name} and --version {version} contradict each other; give one of them")
@@ -173,6 +182,7 @@ def import_model(
 
 def _flags(
     input_size: str | None,
+    keep_ratio: bool | None,
     resize: int | None,
     crop: int | None,
     interpolation: Interpolation | None,
@@ -189,11 +199,14 @@ def _flags(
         resize=resize,
         crop=crop,
         interpolation=None if interpolation is None else interpolation.value,
+        squash=None if keep_ratio is None else not keep_ratio,
         mean=first,
         std=second,
         thresholds={} if score_threshold is None else {"score_threshold": score_threshold},
     )
     if input_size is None:
+        if keep_ratio is False:
+            raise typer.BadParameter("--no-keep-ratio needs --input-size")
         return parts
     found = _SIZE.fullmatch(input_size)
     if found is None:
@@ -201,8 +214,12 @@ def _flags(
     if crop is not None:
         raise typer.BadParameter("--input-size and --crop exclude each other")
     if found[2] is None:
-        return replace(parts, crop=int(found[1]))
+        side = int(found[1])
+        return replace(parts, crop=side, resize=side if keep_ratio is False else resize)
     sides = int(found[1]), int(found[2])
+    parts = replace(parts, squash=None)
+    if keep_ratio is False:
+        return replace(parts, fixed_size=sides)
     return replace(parts, long_side=max(sides), short_side=min(sides))
 
 

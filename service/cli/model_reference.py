@@ -5,28 +5,20 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from convmlp_client.errors import ClientError
 from convmlp_client.results import Task as ClientTask
-from model.bundle import find_bundle, read_bundle
 from model.model_name import base_name, canonical_name, version_of
 from model.types import Task
-from service.cli.backends import Backend, LocalBackend, RemoteBackend, domain_error, open_client
+from service.cli.backends import Backend, LocalBackend, RemoteBackend
+from service.cli.model_identity import local_identity, served_identity
 from service.cli.options import query_string
-from service.errors import BadParameter, ModelNotFound
+from service.errors import BadParameter
+from service.evaluation.predictions import ModelIdentity
 from service.frontend.api.rest.query import read_query
 from service.frontend.core.parameters import TOP_K
 from service.settings import Settings
 
 PRECISIONS = ("exact", "fp32", "fp16", "bf16", "int8")
 SERVED = re.compile(r"(?P<url>(?:https?|grpcs?)://.+)/models/(?P<model>[^/?#]+)/?")
-
-
-@dataclass(frozen=True, slots=True)
-class ComparedModel:
-    """A model's task and labels."""
-
-    task: Task
-    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +43,7 @@ class ModelReference:
             raise BadParameter(f"{text!r}: the precision is one of {', '.join(PRECISIONS)}, as in {name}:fp32")
         return cls(text, canonical_name(name), precision or "exact")
 
-    async def described(self, api_key: str | None, settings: Settings) -> ComparedModel:
+    async def identity(self, api_key: str | None, settings: Settings) -> ModelIdentity:
         """What the model is.
 
         Raises:
@@ -59,27 +51,25 @@ class ModelReference:
             ConvMLPError: the service does not serve it, or does not answer.
         """
         if self.url is None:
-            config = read_bundle(find_bundle(self.name, settings.models_dir)).config
-            return ComparedModel(config.task, config.labels)
-        async with open_client(self.url, api_key) as client:
-            try:
-                models = {model.name: model for model in await client.models()}
-            except ClientError as error:
-                raise domain_error(error) from error
-        if self.name not in models:
-            served = ", ".join(models) or "no models"
-            raise ModelNotFound(f"{self.url} does not serve {self.name!r}; it serves {served}")
-        return ComparedModel(Task(models[self.name].task), models[self.name].labels)
+            return local_identity(self.name, self._settings(settings))
+        return await served_identity(self.name, self.url, api_key)
 
-    def backend(self, model: ComparedModel, api_key: str | None, settings: Settings) -> Backend:
+    def backend(self, model: ModelIdentity, api_key: str | None, settings: Settings) -> Backend:
         """What predicts with it. Raises as the backends."""
-        parameters: dict[str, str | float] = {"model": self.name}
-        if model.task is Task.CLASSIFY:
-            # A service takes no more: of more classes the least probable ones are left out.
-            parameters["top_k"] = min(len(model.labels), TOP_K.high)
         if self.url is None:
-            query = read_query(model.task, query_string(parameters))
-            return LocalBackend(query, model.task, settings.with_changes(precision=self.precision))
+            query = read_query(model.task, query_string({"model": self.name, **self.parameters(model)}))
+            return LocalBackend(query, model.task, self._settings(settings))
         # Without a version, a share of the requests may go to other versions.
-        parameters["model"] = f"{base_name(self.name)}@{version_of(self.name)}"
+        versioned = f"{base_name(self.name)}@{version_of(self.name)}"
+        parameters = {"model": versioned, **self.parameters(model)}
         return RemoteBackend(self.url, api_key, ClientTask(model.task), parameters, None)
+
+    def parameters(self, model: ModelIdentity) -> dict[str, str | int | float]:
+        """Those of its predictions, without the model."""
+        if model.task is not Task.CLASSIFY:
+            return {}
+        # A service takes no more: of more classes the least probable ones are left out.
+        return {"top_k": min(len(model.labels), TOP_K.high)}
+
+    def _settings(self, settings: Settings) -> Settings:
+        return settings.with_changes(precision=self.precision)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,7 @@ import msgspec
 
 from model.types import Box
 from service.evaluation.dataset import (
+    ClassTruth,
     DataFormat,
     DataInvalid,
     Dataset,
@@ -135,6 +137,17 @@ def read_instances(path: Path, images: Path | None) -> Dataset:
         for image in file.images
     ]
     return Dataset(path, DataFormat.COCO, tuple(names.values()), require_pictures(path, samples), (path,))
+
+
+def read_category_labels(path: Path, images: Path | None) -> Dataset:
+    """Pictures with the categories of their objects as labels: any number. Raises as `read_instances`."""
+    found = read_instances(path, images)
+    samples = []
+    for sample in found.samples:
+        assert isinstance(sample.truth, ObjectsTruth)
+        labels = dict.fromkeys(one.label for one in sample.truth.objects)
+        samples.append(replace(sample, truth=ClassTruth(tuple(labels))))
+    return replace(found, samples=tuple(samples))
 
 
 def read_panoptic(path: Path, images: Path | None, masks: Path | None) -> Dataset:

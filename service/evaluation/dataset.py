@@ -42,7 +42,7 @@ class DataFormat(StrEnum):
 TASKS: Mapping[DataFormat, frozenset[Task]] = {
     DataFormat.FOLDERS: frozenset({Task.CLASSIFY}),
     DataFormat.CSV: frozenset({Task.CLASSIFY}),
-    DataFormat.COCO: frozenset({Task.DETECT}),
+    DataFormat.COCO: frozenset({Task.CLASSIFY, Task.DETECT}),
     DataFormat.PANOPTIC: frozenset({Task.SEGMENT}),
     DataFormat.MASKS: frozenset({Task.SEGMENT}),
 }

@@ -55,9 +55,9 @@ def compute_figures(
 ) -> Figures:
     """The task's figures, rounded to four digits.
 
-    Classifiers: top1, top5, ece. Multi-label data: f1 and its precision and recall at the model's threshold, and with
-    `all_scores`, map: the mean over the classes in the data. Detectors: COCO's figures and VOC's ap50; with the model's
-    threshold, precision and recall above it; ece. Segmenters: miou, pixel_accuracy, IoU of each class.
+    Classifiers: top1, top5, ece. Multi-label data: with the model's threshold, f1 and its precision and recall above
+    it; with `all_scores`, map: the mean over the classes in the data. Detectors: COCO's figures and VOC's ap50; with
+    the model's threshold, precision and recall above it; ece. Segmenters: miou, pixel_accuracy, IoU of each class.
 
     Args:
         dataset: whose truth counts.
@@ -134,13 +134,15 @@ def _multi_label(
     if not rows:
         return Figures({}, 0, 0)
     scores, positive = np.stack(rows), np.stack(truths)
-    above = scores > (model.score_threshold or 0.0)
-    hits = int((above & positive).sum())
-    metrics = {
-        "f1": 2 * hits / max(int(above.sum() + positive.sum()), 1),
-        "precision_at_threshold": hits / max(int(above.sum()), 1),
-        "recall_at_threshold": hits / max(int(positive.sum()), 1),
-    }
+    metrics = {}
+    if model.score_threshold is not None:
+        above = scores > model.score_threshold
+        hits = int((above & positive).sum())
+        metrics = {
+            "f1": 2 * hits / max(int(above.sum() + positive.sum()), 1),
+            "precision_at_threshold": hits / max(int(above.sum()), 1),
+            "recall_at_threshold": hits / max(int(positive.sum()), 1),
+        }
     if all_scores:
         present = np.flatnonzero(positive.any(axis=0)).tolist()
         of_class = {model.labels[at]: average_precision(scores[:, at], positive[:, at]) for at in present}

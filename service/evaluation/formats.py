@@ -6,7 +6,7 @@ from pathlib import Path
 
 from model.types import Task
 from service.evaluation.class_datasets import read_class_folders, read_csv
-from service.evaluation.coco_datasets import coco_format, read_instances, read_panoptic
+from service.evaluation.coco_datasets import coco_format, read_category_labels, read_instances, read_panoptic
 from service.evaluation.dataset import TASKS, DataFormat, DataInvalid, Dataset
 from service.evaluation.mask_datasets import mask_folders, read_masks
 
@@ -46,7 +46,7 @@ def read_dataset(
         case DataFormat.CSV:
             return read_csv(path, images)
         case DataFormat.COCO:
-            return read_instances(path, images)
+            return read_instances(path, images) if task is Task.DETECT else read_category_labels(path, images)
         case DataFormat.PANOPTIC:
             return read_panoptic(path, images, masks)
         case DataFormat.MASKS:

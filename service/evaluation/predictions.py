@@ -133,11 +133,22 @@ class _Line(msgspec.Struct):
 class PredictionLog:
     """The lines of one run, in a folder that is this run's alone while it is open. `open_log` makes it."""
 
-    def __init__(self, file: BufferedRandom, task: Task, done: frozenset[str]) -> None:
+    def __init__(self, file: BufferedRandom, task: Task, done: Mapping[str, int]) -> None:
         self._file = file
         self._task = task
         self.done = done
-        """Names of the pictures that had a result, or an error that is not TRANSIENT, when the log was opened."""
+        """The pictures that had a result, or an error that is not TRANSIENT, when the log was opened: by name, where in
+        the file their last line begins."""
+
+    def outcome(self, image: str) -> Result | PredictionError:
+        """What a picture of `done` has."""
+        self._file.seek(self.done[image])
+        line = msgspec.json.decode(self._file.readline(), type=_Line)
+        self._file.seek(0, os.SEEK_END)
+        return self._outcome(line)
+
+    def _outcome(self, line: _Line) -> Result | PredictionError:
+        return line.error or result_from_json(line.result, Meta("", ClientTask(self._task)))
 
     def append(self, image: str, outcome: Result | PredictionError) -> None:
         """Write a picture's line. It is not lost if the process is killed afterwards."""
@@ -151,14 +162,13 @@ class PredictionLog:
 
     def results(self) -> Iterator[tuple[str, Result | PredictionError]]:
         """Each picture's name with its result or error, by its last line, in the order of the lines."""
-        meta = Meta("", ClientTask(self._task))
         self._file.seek(0)
         last = {msgspec.json.decode(line, type=_Name).image: number for number, line in enumerate(self._file)}
         self._file.seek(0)
         for number, text in enumerate(self._file):
             line = msgspec.json.decode(text, type=_Line)
             if last[line.image] == number:
-                yield line.image, line.error or result_from_json(line.result, meta)
+                yield line.image, self._outcome(line)
         self._file.seek(0, os.SEEK_END)
 
 
@@ -175,7 +185,7 @@ def open_log(folder: Path, manifest: Manifest) -> Iterator[PredictionLog]:
         try:
             _lock(file, folder)
             _check_manifest(folder, manifest)
-            log = PredictionLog(file, manifest.task, frozenset(_repaired(file, folder)))
+            log = PredictionLog(file, manifest.task, dict(_repaired(file, folder)))
         except OSError as error:
             raise _cannot_write(folder, error) from error
         yield log
@@ -279,8 +289,11 @@ def _check_manifest(folder: Path, manifest: Manifest) -> None:
         )
 
 
-def _repaired(file: BufferedRandom, folder: Path) -> Iterator[str]:
-    """The names of the pictures that are not predicted again. A last line that is not complete is removed."""
+def _repaired(file: BufferedRandom, folder: Path) -> Iterator[tuple[str, int]]:
+    """The pictures that are not predicted again: name, and where the line begins.
+
+    A last line that is not complete is removed.
+    """
     file.seek(0)
     end = 0
     for number, line in enumerate(file, start=1):
@@ -295,6 +308,6 @@ def _repaired(file: BufferedRandom, folder: Path) -> Iterator[str]:
                 "predicted again"
             ) from error
         if found.error is None or found.error.code not in TRANSIENT:
-            yield found.image
+            yield found.image, end
         end += len(line)
     file.seek(0, os.SEEK_END)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from typing import Literal
+
+import cv2
 import numpy as np
 import PIL.Image
 import pytest
@@ -7,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.preprocess import prepare
-from model.spec import CenterCropSpec, KeepRatioSpec, Preprocessing
+from model.spec import CenterCropSpec, FixedSizeSpec, KeepRatioSpec, Preprocessing
 from model.types import Float32Array, Geometry, Image, ModelInput, Size
 from tests.goldens import GOLDENS, requires_goldens
 
@@ -112,6 +115,34 @@ def test_keeping_the_ratio_rounds_to_the_nearest_pixel_and_pads_with_zeros() -> 
     assert model_input.pixels.shape == (800, 1088, 3)
     assert (model_input.pixels[:, :1067] == 7).all()
     assert not model_input.pixels[:, 1067:].any()
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_fixed_size_is_opencvs_resize(channels: int) -> None:
+    """As mmcv's `imresize` to (width, height): each axis by its own scale, then padding with zeros."""
+    image = picture(75, 51)
+    pixels = np.dstack([image.pixels, np.full((75, 51), 9, np.uint8)])[:, :, :channels]
+    model_input = prepare(Image(np.ascontiguousarray(pixels)), FixedSizeSpec(width=100, height=40, pad_multiple=32))
+    assert model_input.geometry == Geometry(Size(75, 51), Size(40, 100))
+    assert model_input.pixels.shape == (64, 128, 3)
+    expected = cv2.resize(image.pixels, (100, 40), interpolation=cv2.INTER_LINEAR)
+    assert np.array_equal(model_input.pixels[:40, :100], expected)
+    assert not model_input.pixels[40:].any()
+    assert not model_input.pixels[:, 100:].any()
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(75, 51), (51, 75), (300, 8)])
+def test_a_squashed_picture_is_pillows_resize(
+    size: tuple[int, int], interpolation: Literal["bicubic", "bilinear"]
+) -> None:
+    """As timm's crop mode `squash`: both sides to one length, then the centre."""
+    image = picture(*size)
+    model_input = prepare(image, CenterCropSpec(resize_shorter=64, crop=56, interpolation=interpolation, squash=True))
+    assert model_input.geometry.content == Size(64, 64)
+    resampling = PIL.Image.Resampling[interpolation.upper()]
+    whole = np.asarray(PIL.Image.fromarray(image.pixels).resize((64, 64), resampling))
+    assert np.array_equal(model_input.pixels, whole[4:60, 4:60])
 
 
 def test_a_side_is_at_least_one_pixel() -> None:

@@ -11,7 +11,8 @@ def test_added_fields_with_defaults_leave_versions_as_they_were() -> None:
     """What clients and workers stored for a version stays valid with new fields; other values count."""
     config = read_bundle(find_bundle("convmlp_pets_breed", None)).config
     document = json.loads(config.model_dump_json())
-    assert document["preprocessing"].pop("interpolation") == "bicubic"
+    for name, default in (("interpolation", "bicubic"), ("squash", False)):
+        assert document["preprocessing"].pop(name) == default
     for name, default in (("activation", "softmax"), ("score_threshold", 0.0)):
         assert document["postprocessing"].pop(name) == default
     document["accuracy"] = None  # figures are not part of it

@@ -6,7 +6,7 @@ import pytest
 
 from model.errors import BundleInvalid
 from model.families.registry import FAMILIES
-from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec, Normalisation
+from model.spec import CenterCropSpec, DetectPostSpec, FixedSizeSpec, KeepRatioSpec, Normalisation
 from model.zoo.pipeline import Pipeline, PipelineParts, grey_levels, three_numbers
 
 CLASSIFIER = Pipeline.default(FAMILIES["classifier"].preprocessing, FAMILIES["classifier"].postprocessing)
@@ -23,6 +23,7 @@ NOTHING = PipelineParts("a source")
         (replace(NOTHING, crop_fraction=0.875), CenterCropSpec(resize_shorter=256, crop=224)),
         (replace(NOTHING, crop=384, crop_fraction=1.0), CenterCropSpec(resize_shorter=384, crop=384)),
         (replace(NOTHING, interpolation="bilinear"), CenterCropSpec(interpolation="bilinear")),
+        (replace(NOTHING, squash=True), CenterCropSpec(squash=True)),
         (
             replace(NOTHING, mean=(1, 2, 3), std=(4, 5, 6)),
             CenterCropSpec(normalisation=Normalisation(mean=(1, 2, 3), std=(4, 5, 6))),
@@ -40,6 +41,15 @@ def test_a_detectors_parts_are_applied() -> None:
     found = DETECTOR.updated(parts)
     assert found.preprocessing == KeepRatioSpec(long_side=640, short_side=480, pad_multiple=16)
     assert found.postprocessing == DetectPostSpec(score_threshold=0.3)
+    fixed = found.updated(replace(NOTHING, fixed_size=(640, 512)))
+    assert fixed.preprocessing == FixedSizeSpec(width=640, height=512, pad_multiple=16)
+    renormalised = fixed.updated(replace(NOTHING, mean=(1, 2, 3), std=(4, 5, 6)))
+    normalisation = Normalisation(mean=(1, 2, 3), std=(4, 5, 6))
+    assert renormalised.preprocessing == FixedSizeSpec(
+        width=640, height=512, pad_multiple=16, normalisation=normalisation
+    )
+    assert "resized to 640 x 512 px, bilinear, padded to multiples of 16" in str(fixed)
+    assert fixed.updated(parts).preprocessing == found.preprocessing
 
 
 def test_the_text_has_sources_and_what_is_assumed() -> None:
@@ -64,6 +74,8 @@ def test_the_text_has_sources_and_what_is_assumed() -> None:
         (CLASSIFIER, replace(NOTHING, mean=(1, 1, 1), std=(1, 0, 1)), "a std of 0 divides by zero"),
         (CLASSIFIER, replace(NOTHING, long_side=640, short_side=480), "classifiers take --input-size N"),
         (CLASSIFIER, replace(NOTHING, thresholds={"score_threshold": 0.3}), "--score-threshold is for detectors"),
+        (DETECTOR, replace(NOTHING, fixed_size=(9000, 512)), "9000 px is too large; at most 8192 px"),
+        (CLASSIFIER, replace(NOTHING, fixed_size=(640, 480)), "classifiers take --input-size N"),
         (DETECTOR, replace(NOTHING, crop=224), "take --input-size LONGxSHORT"),
         (DETECTOR, replace(NOTHING, thresholds={"score_threshold": 1.5}), "score_threshold is 1.5"),
     ],

@@ -4,14 +4,18 @@ import argparse
 import json
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from model.bundle import BundleConfig
+from model.bundle import BundleConfig, read_bundle
 from model.errors import BundleInvalid
 from model.families.registry import FAMILIES
-from model.spec import CenterCropSpec, DetectPostSpec, KeepRatioSpec
+from model.predictor import Predictor, predict_image
+from model.spec import CenterCropSpec, DetectPostSpec, FixedSizeSpec, KeepRatioSpec
+from model.types import DetectResult, QueryParams, SegmentResult
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import PipelineOptions, import_checkpoint
 from model.zoo.pipeline import Pipeline, PipelineParts
@@ -73,12 +77,68 @@ def test_timms_and_transformers_json_beside_the_weights_is_the_pipeline(tmp_path
     config, notes = imported(tmp_path, tmp_path / "model.safetensors")
     assert isinstance(config.preprocessing, CenterCropSpec)
     assert (config.preprocessing.resize_shorter, config.preprocessing.crop) == (180, 160)
-    timm["pretrained_cfg"]["crop_mode"] = "squash"  # type: ignore[index]
+    timm["pretrained_cfg"]["crop_mode"] = "border"  # type: ignore[index]
     (tmp_path / "config.json").write_text(json.dumps(timm))
     with pytest.raises(
-        BundleInvalid, match=r"from config\.json: its crop mode is squash, which is not served; give --"
+        BundleInvalid, match=r"from config\.json: its crop mode is border, which is not served; give --"
     ):
         imported(tmp_path, tmp_path)
+
+
+def test_pictures_may_be_squashed_to_a_square(tmp_path: Path) -> None:
+    """timm's crop mode `squash`, and the `size` of transformers with a height and a width; other sizes are refused."""
+    safetensors.torch.save_file(TENSORS, tmp_path / "model.safetensors")
+    timm = {"pretrained_cfg": {"input_size": [3, 160, 160], "crop_pct": 0.8, "crop_mode": "squash"}}
+    (tmp_path / "config.json").write_text(json.dumps(timm))
+    config, notes = imported(tmp_path, tmp_path)
+    assert config.preprocessing == CenterCropSpec(resize_shorter=200, crop=160, squash=True)
+    assert "both sides 200 px, centre 160 x 160 px" in notes
+    constants = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225], "resample": 3}
+    for size, crop, expected in (
+        ({"height": 96, "width": 96}, {}, CenterCropSpec(resize_shorter=96, crop=96, squash=True)),
+        (
+            {"height": 96, "width": 96},
+            {"crop_size": {"height": 64, "width": 64}, "do_center_crop": False},
+            CenterCropSpec(resize_shorter=96, crop=96, squash=True),
+        ),
+    ):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps({**constants, "size": size, **crop}))
+        config, _ = imported(tmp_path, tmp_path)
+        found = config.preprocessing
+        assert isinstance(found, CenterCropSpec)
+        assert found.model_copy(update={"normalisation": expected.normalisation}) == expected
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**constants, "size": {"height": 96, "width": 64}}))
+    with pytest.raises(BundleInvalid, match="it resizes to 64 x 96 px, which is no square, which is not served"):
+        imported(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["retinanet", "semantic_fpn"])
+def test_a_fixed_size_answers_as_the_resized_picture_does(tmp_path: Path, family: str) -> None:
+    """Boxes are scaled by each axis of its own; a label map covers the whole picture; the export keeps the pipeline."""
+    text = "test_pipeline = [dict(type='Resize', scale=(160, 64), keep_ratio=False)]"
+    content = {"state_dict": tiny_network(family).state_dict(), "meta": {"cfg": text}}
+    flags = PipelineParts("from the flags", thresholds={"score_threshold": 0.0} if family == "retinanet" else {})
+    config, _ = imported(tmp_path, saved(tmp_path, content), PipelineOptions(flags=flags))
+    assert isinstance(config.preprocessing, FixedSizeSpec)
+    assert (config.preprocessing.width, config.preprocessing.height) == (160, 64)
+    predictor = Predictor(read_bundle(tmp_path / "store/mine"), torch.device("cpu"))
+    pixels = np.random.default_rng(3).integers(0, 256, (128, 80, 3), dtype=np.uint8)
+    resized = cv2.resize(pixels, (160, 64), interpolation=cv2.INTER_LINEAR)
+    whole, part = (
+        predict_image(predictor, config, cv2.imencode(".png", one)[1].tobytes(), QueryParams())
+        for one in (pixels, resized)
+    )
+    if isinstance(whole, DetectResult) and isinstance(part, DetectResult):
+        assert len(whole.detections) == len(part.detections) > 0
+        for one, other in zip(whole.detections, part.detections, strict=True):
+            assert (one.index, one.score) == (other.index, other.score)
+            scaled = (other.box.xmin / 2, other.box.ymin * 2, other.box.xmax / 2, other.box.ymax * 2)
+            assert (one.box.xmin, one.box.ymin, one.box.xmax, one.box.ymax) == pytest.approx(scaled, abs=1e-3)
+    else:
+        assert isinstance(whole, SegmentResult)
+        assert whole.label_map.shape == (128, 80)
+    export_checkpoint(read_bundle(tmp_path / "store/mine"), tmp_path / "mine.pth")
+    assert imported(tmp_path, tmp_path / "mine.pth")[0].preprocessing == config.preprocessing
 
 
 @pytest.mark.parametrize("key", ["config", "cfg"])

@@ -99,13 +99,28 @@ def test_segmenters_and_classifiers_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("resize", "fixed_size", "bounds"),
+    [
+        ("scale=(512, 256), keep_ratio=False", (512, 256), (None, None)),
+        ("scale=(256, 512)", (256, 512), (None, None)),
+        ("scale=512", (512, 512), (None, None)),
+        ("scale=512, keep_ratio=True", None, (512, 512)),
+        ("img_scale=(256, 512), keep_ratio=False", (256, 512), (None, None)),
+        ("img_scale=(256, 512)", None, (512, 256)),
+    ],
+)
+def test_a_resize_without_the_ratio_has_a_width_and_a_height(
+    resize: str, fixed_size: tuple[int, int] | None, bounds: tuple[int | None, int | None]
+) -> None:
+    """mmcv 2's `scale` does not keep the ratio by default; the `img_scale` of the toolboxes before does."""
+    parts = parts_of(f"test_pipeline = [dict(type='Resize', {resize})]")
+    assert (parts.fixed_size, (parts.long_side, parts.short_side), parts.problems) == (fixed_size, bounds, {})
+
+
+@pytest.mark.parametrize(
     ("text", "why", "flag"),
     [
-        (
-            "test_pipeline = [dict(type='Resize', scale=(512, 512), keep_ratio=False)]",
-            "without keeping the ratio",
-            "size",
-        ),
+        ("test_pipeline = [dict(type='Resize', scale=(64, 64), backend='pillow')]", "resizes with pillow", "size"),
         ("test_pipeline = [dict(type='Resize', scale=[(512, 512), (800, 600)])]", "resizes to", "size"),
         ("test_pipeline = [dict(type='Pad', size=(640, 640))]", "pads to a fixed size", "size"),
         ("model = dict(test_cfg=dict(mode='slide', crop_size=(512, 512)))", "windows that slide", "size"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ from model.reference import ClassifyReference
 from model.types import Task
 from service.cli.model_reference import ModelReference
 from service.errors import BadParameter
+from service.evaluation.predictions import PREDICTIONS_FILE
 from tests.fakes import fake_bundle
 from tests.model.tiny_models import NUM_CLASSES, metadata, tiny_bundle, tiny_network
-from tests.service.cli.convmlp_command import convmlp, url
+from tests.service.cli.convmlp_command import convmlp, started, url
 from tests.service.evaluation.data_sets import HEIGHT, WIDTH, write_class_folders, write_mask, write_picture
 from tests.service.frontend.rest_server import Rest, open_rest
+from tests.waiting import until
 
 
 async def test_models_of_the_store_are_compared(tmp_path: Path) -> None:
@@ -59,6 +62,49 @@ async def test_models_of_a_service_are_compared(rest: Rest, tmp_path: Path) -> N
     names = ("pictures", "pictures that differ", "boxes matched at IoU 0.5", "boxes only in A")
     assert [rows[name] for name in names] == ["3", "0", "6", "0"]
     assert rows["pictures without results"] == "1"
+
+
+async def test_a_comparison_that_is_killed_continues(tmp_path: Path) -> None:
+    """Predictions before SIGKILL are kept and not asked for again; the comparison is of all. Other data are refused."""
+    for grey in range(12):
+        write_picture(tmp_path / f"data/{grey}.png", 100 + grey)
+    out = tmp_path / "out"
+
+    def kept() -> list[bytes]:
+        files = [out / name / PREDICTIONS_FILE for name in ("A", "B")]
+        return [file.read_bytes() if file.exists() else b"" for file in files]
+
+    async with open_rest() as rest:
+        runner, ran_batches = rest.worker.runner, len(rest.worker.runner.batches)
+
+        def hold(*_: object) -> None:
+            if len(runner.batches) >= ran_batches + 2:
+                runner.unblocked.clear()
+
+        runner.takes = hold
+        model = f"{url(rest)}/models/fake_classify"
+        command = ["compare", model, model, str(tmp_path / "data"), "--out", str(out), "--json"]
+        async with started(*command) as process:
+            await until(lambda: any(kept()))
+            process.send_signal(signal.SIGKILL)
+            await process.wait()
+        before = kept()
+        runner.takes = None
+        runner.unblocked.set()
+        ran = await convmlp(*command)
+        assert (ran.status, json.loads(ran.out)["pictures"]) == (0, 12), ran.err
+        for old, new in zip(before, kept(), strict=True):
+            assert new.startswith(old)
+            assert sorted(json.loads(line)["image"] for line in new.splitlines()) == sorted(
+                f"{grey}.png" for grey in range(12)
+            )
+        batches = len(runner.batches)
+        ran = await convmlp(*command)
+        assert (ran.status, ran.err) == (0, "convmlp: 12 of 12 pictures were predicted before\n")
+        assert len(runner.batches) == batches
+        write_picture(tmp_path / "data/0.png", 5)
+        ran = await convmlp(*command)
+        assert (ran.status, "has predictions of another run: data sha256 " in ran.err) == (1, True)
 
 
 async def test_a_folder_of_masks_is_no_folder_of_pictures(tmp_path: Path) -> None:

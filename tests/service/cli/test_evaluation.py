@@ -120,6 +120,14 @@ async def test_a_run_that_is_killed_continues(data: Path, tmp_path: Path) -> Non
         assert "does not serve 'pets'; it serves fake_classify, fake_detect, fake_segment" in ran.stderr
 
 
+async def test_pictures_of_several_labels_need_a_threshold_or_all_scores(rest: Rest, tmp_path: Path) -> None:
+    """A service answers labels above a threshold; a model without one has no figures there."""
+    write_picture(tmp_path / "a.png", 100)
+    ran = await convmlp(*arguments(rest, write_csv(tmp_path / "x.csv", [["a.png", "grey 1|grey 2"]])))
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert "fake_classify has no threshold above which a label counts; --local measures" in ran.stderr
+
+
 async def test_a_service_at_capacity_is_asked_again(data: Path) -> None:
     """A 503 is no result: every picture has one in the end, with more requests at once than the service accepts."""
     async with open_rest(max_in_flight=2) as rest:

@@ -73,6 +73,12 @@ def test_flags_replace_parts_of_the_pipeline(tmp_path: Path, store: Path) -> Non
     ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "boxes", *flags, store=store)
     assert "fits into 640 x 480 px, bilinear, padded to multiples of 32, mean 1 2 3, std 4 5 6" in ran.stdout
     assert "scores above 0.4 (from the flags)" in ran.stdout
+    flags = ["--input-size", "640x480", "--no-keep-ratio"]
+    ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "fixed", *flags, store=store)
+    assert "resized to 640 x 480 px, bilinear, padded to multiples of 32" in ran.stdout
+    flags = ["--input-size", "96", "--no-keep-ratio"]
+    ran = models("import", tiny_checkpoint(tmp_path, "classifier"), "--as", "squashed", *flags, store=store)
+    assert "both sides 96 px, centre 96 x 96 px" in ran.stdout
     ran = models("import", tiny_checkpoint(tmp_path, "retinanet"), "--as", "like", "--like", "boxes", store=store)
     assert "scores above 0.4 (as of boxes)" in ran.stdout
     ran = models(
@@ -90,6 +96,7 @@ def test_flags_replace_parts_of_the_pipeline(tmp_path: Path, store: Path) -> Non
         (["--input-size", "0"], 2, "expected N, or LONGxSHORT"),
         (["--input-size", "640x0"], 2, "expected N, or LONGxSHORT"),
         (["--input-size", "224", "--crop", "224"], 2, "exclude each other"),
+        (["--no-keep-ratio"], 2, "--no-keep-ratio needs --input-size"),
         (["--resize", "0"], 2, "Invalid value for '--resize'"),
         (["--score-threshold", "2"], 2, "Invalid value for '--score-threshold'"),
         (["--score-threshold", "0.5"], 1, "--score-threshold is for detectors"),

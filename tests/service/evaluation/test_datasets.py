@@ -55,6 +55,17 @@ def test_csv_with_and_without_header(tmp_path: Path) -> None:
     assert dataset.multi_label
 
 
+def test_coco_instances_are_labels_of_a_classifier(tmp_path: Path) -> None:
+    """Each category counts once; a picture without an object has no label. The hash is of the same files."""
+    write_picture(tmp_path / "a.png")
+    box = [0, 0, 5, 5]
+    objects = {"a.png": [{"label": label, "bbox": box} for label in ("dog", "cat", "dog")], "b.png": []}
+    path = write_instances(tmp_path / "instances.json", objects, ["cat", "dog"])
+    dataset = read_dataset(path, Task.CLASSIFY)
+    assert [one.truth for one in dataset.samples] == [ClassTruth(("dog", "cat")), ClassTruth(())]
+    assert (dataset.labels, dataset.multi_label, dataset.annotations) == (("cat", "dog"), True, (path,))
+
+
 def test_coco_instances_are_in_the_folder_of_their_split(tmp_path: Path) -> None:
     """As COCO lays out its files; boxes are corners, and a picture without an object counts."""
     write_picture(tmp_path / "val2017/a.png")

@@ -81,6 +81,14 @@ def test_figures_of_a_multi_label_classifier(tmp_path: Path) -> None:
     }
 
 
+def test_a_classifier_without_a_threshold_has_average_precision_alone(tmp_path: Path) -> None:
+    """Every label would count as an answer of a softmax."""
+    write_picture(tmp_path / "a.png")
+    path = write_csv(tmp_path / "x.csv", [["a.png", "cat|dog"]])
+    figures = figures_of(path, model(Task.CLASSIFY), {"a.png": classified((0, 0.5), (1, 0.3), (2, 0.2))})
+    assert figures.metrics == {"map": 1.0, "ap_cat": 1.0, "ap_dog": 1.0}
+
+
 def detected(*found: tuple[int, float, tuple[float, float, float, float]], masks: bool = False) -> Detections:
     def mask(box: tuple[float, float, float, float]) -> Mask:
         pixels = np.zeros((HEIGHT, WIDTH), np.bool_)

@@ -14,6 +14,7 @@ from model.spec import (
     CenterCropSpec,
     ClassifyPostSpec,
     DetectPostSpec,
+    FixedSizeSpec,
     KeepRatioSpec,
     Postprocessing,
     Preprocessing,
@@ -265,8 +266,16 @@ def _input(spec: Preprocessing) -> pb.Input:
     normalisation = spec.normalisation
     match spec:
         case CenterCropSpec():
-            crop = pb.CenterCrop(resize_shorter=spec.resize_shorter, crop=spec.crop, interpolation=spec.interpolation)
+            crop = pb.CenterCrop(
+                resize_shorter=spec.resize_shorter,
+                crop=spec.crop,
+                interpolation=spec.interpolation,
+                squash=spec.squash,
+            )
             return pb.Input(center_crop=crop, mean=normalisation.mean, std=normalisation.std)
         case KeepRatioSpec():
             ratio = pb.KeepRatio(long_side=spec.long_side, short_side=spec.short_side, pad_multiple=spec.pad_multiple)
             return pb.Input(keep_ratio=ratio, mean=normalisation.mean, std=normalisation.std)
+        case FixedSizeSpec():
+            fixed = pb.FixedSize(width=spec.width, height=spec.height, pad_multiple=spec.pad_multiple)
+            return pb.Input(fixed_size=fixed, mean=normalisation.mean, std=normalisation.std)
