@@ -224,9 +224,12 @@ def finish(plan: Plan, source: Source, results: Results) -> None:
 
     Raises:
         ResultsInvalid: they cannot be written.
+        StorageFailed: the object store does not take them.
     """
     with results.write_errors():
-        results.close_part()
+        results.close_parts()
         if results.format is OutputFormat.COCO:
-            write_coco(results.parts(), results.folder / COCO_FILE, results.manifest.job, plan.models[0].labels)
+            made = results.folder.work / f".{COCO_FILE}.new"
+            write_coco(results.lines, made, results.manifest.job, plan.models[0].labels)
+            results.folder.publish(made, COCO_FILE)
     results.save_manifest(listing_sha256=source.sha256)

@@ -17,6 +17,7 @@ from model.errors import ConvMLPError
 from model.net.weights import write_bundle
 from model.predictor import reference_answer
 from model.types import Task
+from service.batch.folders import LocalFolder
 from service.batch.job import Job, finish
 from service.batch.manifest import JobEntry, read_manifest
 from service.batch.plan import Plan, read_plan
@@ -241,6 +242,6 @@ def test_a_job_that_is_stopped_keeps_its_rows(plan: Plan, tmp_path: Path) -> Non
     more = write_pictures(tmp_path / "in", 95)
     run(plan, open_source(str(tmp_path / "in")), tmp_path / "out", InlinePool())
     assert sorted(rows_of(tmp_path / "out")) == more
-    manifest = read_manifest(tmp_path / "out")
+    manifest = read_manifest(LocalFolder(tmp_path / "out"))
     assert manifest is not None
     assert (manifest.finished, manifest.pictures, manifest.repeats) == (True, 95, 0)

@@ -15,13 +15,9 @@ OBJECTS = {f"pictures/train/{folder}/{number}.jpg": picture(number) for folder i
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+def store(tmp_path: Path, credentials: dict[str, str]) -> Iterator[ObjectStore]:  # noqa: ARG001
     """A store with pictures, and with a shard."""
     pytest.importorskip("pyarrow")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     write_tar(tmp_path / "0.tar", {f"{number}.jpg": picture(number) for number in range(5)})
     with object_store({**OBJECTS, "pictures/shards/0.tar": (tmp_path / "0.tar").read_bytes()}) as running:
         yield running
