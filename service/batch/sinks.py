@@ -25,6 +25,7 @@ from pathlib import Path
 
 import msgspec
 
+from service.batch.compact import IdSet
 from service.batch.folders import ResultsFolder, ResultsInvalid, open_folder
 from service.batch.manifest import SOFTWARE, JobEntry, Manifest, read_manifest
 from service.batch.parquet import read_parquet_heads, write_parquet
@@ -83,7 +84,7 @@ class Results:
         self.folder = folder
         self.format = output_format
         self.manifest = manifest
-        self.done: set[str] = set()
+        self.done = IdSet()
         """The ids of all rows, but those of the earlier runs' RETRY."""
         self.errors: Counter[str] = Counter()
         self.repeats = manifest.repeats
@@ -109,10 +110,9 @@ class Results:
         lines: list[bytes] = []
         transient: list[bytes] = []
         for row in rows:
-            if row.id in self.done:
+            if not self.done.add(row.id):
                 self.repeats += 1
                 continue
-            self.done.add(row.id)
             self.errors.update(row.errors)
             (transient if row.transient else lines).append(row.line + b"\n")
         self._transient_errors += len(transient)

@@ -17,6 +17,9 @@ from model.files import open_regular
 from service.evaluation.predictions import MAX_PICTURE_BYTES, read_picture
 
 SCHEMES = ("s3", "gs")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET = ".parquet"
+"""Suffixes of shards, which have many pictures each."""
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, ATTEMPTS = 10.0, 60.0, 4
 """Bounds of a request to an object store."""
 

@@ -26,7 +26,7 @@ from service.batch.storage import StorageFailed
 from service.errors import Overloaded
 from tests.model.tiny_models import metadata, tiny_network
 from tests.service.batch.object_store import ObjectStore, object_store
-from tests.service.batch.pictures import picture
+from tests.service.batch.pictures import has_exactly, picture
 from tests.service.batch.test_sinks import RLE, job, labels, row
 from tests.service.cli.convmlp_command import convmlp, started
 from tests.waiting import until
@@ -72,7 +72,7 @@ def test_a_run_goes_on_with_a_part_of_its_own(store: ObjectStore) -> None:
         assert list(store.objects) == [MANIFEST]
     assert sorted(store.objects) == [MANIFEST, "results/run/1/part-00000.jsonl"]
     with open_results(OUT, job(), store.url) as results:
-        assert results.done == {"a", "b"}
+        assert has_exactly(results.done, "a", "b")
     write(store, labels("b"), labels("c"), error_row("d", ImageUndecodable("empty")))
     assert ids_in(store) == ["a", "b", "c", "d"]
     found = manifest_in(store)
@@ -133,7 +133,8 @@ def test_parquet_and_coco_in_a_store(store: ObjectStore) -> None:
             results.begin({"pets": "fp32"}, ["cpu"])
             results.append([found, error_row("b", ImageUndecodable("empty"))])
         with open_results(f"{OUT}/{form}", entry, store.url) as results:
-            assert (results.done, results.errors) == ({"a", "b"}, {"image-undecodable": 1})
+            assert has_exactly(results.done, "a", "b")
+            assert results.errors == {"image-undecodable": 1}
             if form == "coco":
                 made = results.folder.work / "made"
                 write_coco(results.lines, made, entry, ("cat", "dog"))
@@ -147,7 +148,7 @@ def test_rows_with_transient_errors_are_removed_there_too(store: ObjectStore) ->
     write(store, labels("a"), error_row("b", Overloaded("no memory")))
     assert store.objects["results/run/1/part-retry.jsonl"].startswith(b'{"id":"b"')
     with open_results(OUT, job(), store.url) as results:
-        assert results.done == {"a"}
+        assert has_exactly(results.done, "a")
         results.begin({"pets": "fp32"}, ["cpu"])
         assert "results/run/1/part-retry.jsonl" not in store.objects
         results.append([labels("b")])
@@ -179,7 +180,7 @@ def test_a_kill_loses_no_more_than_the_part_that_was_written(store: ObjectStore)
     assert subprocess.run([sys.executable, "-c", KILLED, OUT, store.url], check=False).returncode == -signal.SIGKILL
     assert ids_in(store) == ["a"]
     with open_results(OUT, job(), store.url, writer_s=0.5) as results:
-        assert results.done == {"a"}
+        assert has_exactly(results.done, "a")
         results.begin({"pets": "fp32"}, ["cpu"])
         assert results.append([labels("a"), labels("b")]) == 1
     assert ids_in(store) == ["a", "b"]

@@ -17,6 +17,7 @@ from service.batch.manifest import JobEntry, ModelEntry, read_manifest
 from service.batch.score import Row, crash_row, error_row
 from service.batch.sinks import OutputFormat, Results, open_results
 from service.errors import BadParameter, Overloaded
+from tests.service.batch.pictures import has_exactly
 
 RLE = dict(Mask.from_array(np.tile(np.arange(6) == 1, (4, 1))).rle())
 """The second column of a picture of 6 x 4 pixels."""
@@ -54,7 +55,7 @@ def test_rows_outlive_the_process(tmp_path: Path) -> None:
     whole = partial.read_bytes()
     partial.write_bytes(whole + b'{"id":"c","ima')
     with open_results(tmp_path, job()) as results:
-        assert results.done == {"a", "b"}
+        assert has_exactly(results.done, "a", "b")
         results.append([labels("c"), error_row("d", ImageUndecodable("empty"))])
         results.close_part()
     (part,) = tmp_path.glob("part-*")
@@ -62,7 +63,8 @@ def test_rows_outlive_the_process(tmp_path: Path) -> None:
     assert part.read_bytes().startswith(whole)
     assert [json.loads(line)["id"] for line in part.read_bytes().splitlines()] == ["a", "b", "c", "d"]
     with open_results(tmp_path, job()) as results:
-        assert (results.done, results.errors) == ({"a", "b", "c", "d"}, {"image-undecodable": 1})
+        assert has_exactly(results.done, "a", "b", "c", "d")
+        assert results.errors == {"image-undecodable": 1}
 
 
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
@@ -81,14 +83,15 @@ def test_rows_with_transient_errors_are_scored_again(tmp_path: Path, form: str) 
     assert manifest is not None
     assert (manifest.pictures, manifest.transient_errors) == (3, 2)
     with open_results(tmp_path, entry) as results:
-        assert (results.done, results.errors) == ({"a"}, {})
+        assert has_exactly(results.done, "a")
+        assert results.errors == {}
         assert (tmp_path / f"part-retry.{form}").exists()
         results.begin({"pets": "fp32"}, ["cpu"])
         assert not (tmp_path / f"part-retry.{form}").exists()
         results.append([labels("b"), crash_row("c")])
     # This run was stopped: what it had no answer for is scored once more.
     with open_results(tmp_path, entry) as results:
-        assert results.done == {"a", "b"}
+        assert has_exactly(results.done, "a", "b")
     assert [path.name for path in tmp_path.glob("part-*retry*")] == []
 
 
@@ -97,7 +100,7 @@ def test_a_part_that_is_one_torn_line_is_empty(tmp_path: Path) -> None:
     write(tmp_path, job(), labels("a"))
     (tmp_path / "part-00001.jsonl.partial").write_bytes(b'{"id":"b"' + b" " * 100_000)
     with open_results(tmp_path, job()) as results:
-        assert results.done == {"a"}
+        assert has_exactly(results.done, "a")
         results.append([labels("b")])
         results.close_part()
     assert (tmp_path / "part-00001.jsonl").read_bytes() == labels("b").line + b"\n"
@@ -168,7 +171,8 @@ def test_parquet_has_typed_columns(tmp_path: Path) -> None:
     # The JSON of a part is still there if the process was killed between writing one and removing the other.
     (tmp_path / "part-00000.jsonl.partial").write_bytes(found.line + b"\n")
     with open_results(tmp_path, entry) as results:
-        assert (results.done, dict(results.errors)) == ({"a", "b"}, {"image-undecodable": 1})
+        assert has_exactly(results.done, "a", "b")
+        assert dict(results.errors) == {"image-undecodable": 1}
     assert not list(tmp_path.glob("*.partial"))
     maps = row("c", segments=[{"label": "cat", "index": 0, "area": 4, "confidence": 0.5, "mask": "QUJD"}])
     write(tmp_path / "png", job("parquet", task="segment", mask_format="png"), maps)
