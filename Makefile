@@ -35,11 +35,12 @@ CLUSTER := .cluster/venv
 test-cluster: $(CLUSTER)/.ray ## the service on two and three Ray nodes of this machine; minutes; in .cluster/
 	$(CLUSTER)/bin/python -m pytest tests/cluster tests/service/cluster/test_config_file.py tests/service/batch/test_ray_pool.py $(ARGS)
 
-$(CLUSTER)/.ray: $(VENV)/.dev pyproject.toml
+$(CLUSTER)/.ray: $(VENV)/.dev requirements/cluster.txt
 	$(PYTHON) -m venv $(CLUSTER)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > \
 	  "$$($(CLUSTER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
-	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check 'ray[serve,data]==2.60.0'
+	$(CLUSTER)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps \
+	  --requirement requirements/cluster.txt
 	@touch $@
 
 test-trainers: $(VENV)/.dev ## imports of what timm, Lightning and mmengine write, with their own savers; in .clients/

@@ -1,6 +1,6 @@
 """Pins every package, and most by the hashes of its files. `make locks` runs it.
 
-- requirements/*.txt is for `make serve`, `make test` and `make bench`: any Python and platform that the project is for.
+- requirements/*.txt is for `make serve`, `make test`, `make bench` and `make test-cluster`: any Python and platform that the project is for.
 - docker/locks/*.txt is for the images: their own Python and platform. Versions are those of requirements/.
 
 What is pinned is read from the two pyproject.toml files, so those stay the one place where dependencies are named.
@@ -48,26 +48,37 @@ def main() -> None:
         *client["project"]["optional-dependencies"]["grpc"],
     ]
     extras = service["project"]["optional-dependencies"]
-    _lock_development([*build, *serving, *extras["worker"], *extras["heif"]], extras["dev"], extras["bench"], *more)
+    _lock_development(
+        {
+            "serve": [*build, *serving, *extras["worker"], *extras["heif"]],
+            "dev": extras["dev"],
+            "bench": extras["bench"],
+            "cluster": extras["cluster"],
+        },
+        *more,
+    )
     # Nothing can be installed into an image later; whether there are traces is a setting, and what comes is unknown.
     _lock_images(build, [*serving, *extras["tracing"], *extras["heif"]], extras["worker"], given.torch_cpu, *more)
 
 
-def _lock_development(serve: list[str], dev: list[str], bench: list[str], *more: str) -> None:
-    """One resolution of everything, of which each file has what it needs beyond those before it."""
-    files = [HERE / f"{name}.txt" for name in ("torch", "serve", "dev", "bench")]
+def _lock_development(parts: dict[str, list[str]], *more: str) -> None:
+    """One resolution of everything. Each file, named as its part, has what it needs beyond the parts before it."""
+    torch, *files = [HERE / f"{name}.txt" for name in ("torch", *parts)]
     universal = ("--universal", "--python-version", "3.11")
     with tempfile.TemporaryDirectory() as folder:
         everything, part = Path(folder) / "everything.txt", Path(folder) / "part.txt"
-        everything.write_text("".join(_text(file) for file in files), encoding="utf-8")
-        _compile(everything, [*serve, *dev, *bench], *universal, "--generate-hashes", *more)
+        everything.write_text("".join(_text(file) for file in (torch, *files)), encoding="utf-8")
+        needs = [one for of_part in parts.values() for one in of_part]
+        _compile(everything, needs, *universal, "--generate-hashes", *more)
         left = dict[str, list[str]]()
         for entry in _entries(everything):
             left.setdefault(entry.partition("==")[0], []).append(entry)
         of_torch = [entry.partition(" \\\n")[0] for name in left if OF_TORCH.match(name) for entry in left[name]]
-        _write(files[0], of_torch)
+        _write(torch, of_torch)
         left = {name: entries for name, entries in left.items() if not OF_TORCH.match(name)}
-        for file, needs in zip(files[1:], (serve, [*serve, *dev], [*serve, *dev, *bench]), strict=True):
+        needs = []
+        for file, of_part in zip(files, parts.values(), strict=True):
+            needs += of_part
             part.unlink(missing_ok=True)
             _compile(part, needs, *universal, "--constraint", str(everything))
             _write(file, [entry for name in sorted(_names(part) & left.keys()) for entry in left.pop(name)])

@@ -6,8 +6,7 @@ the row has a mask `segmentation`: run lengths, or polygons. Pictures with an er
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -36,11 +35,15 @@ def require_coco(job: JobEntry) -> None:
         raise BadParameter("COCO's document has masks as run lengths or polygons; use --mask-format rle or polygon")
 
 
-def write_coco(parts: Sequence[Path], target: Path, job: JobEntry, labels: Sequence[str]) -> None:
-    """Write the document of all rows, as a whole or not at all.
+Lines = Callable[[], Iterable[bytes]]
+"""Gives all rows, a line of JSON each, as often as it is called."""
+
+
+def write_coco(lines: Lines, target: Path, job: JobEntry, labels: Sequence[str]) -> None:
+    """Write the document of all rows.
 
     Args:
-        parts: files of rows, a line of JSON each.
+        lines: the rows.
         target: the file to write.
         job: what the rows are of.
         labels: of the model, by class index.
@@ -49,18 +52,14 @@ def write_coco(parts: Sequence[Path], target: Path, job: JobEntry, labels: Seque
         OSError: it cannot be written.
     """
     (model,) = job.models
-    part = target.with_name(f".{target.name}.new")
-    with part.open("wb") as file:
+    with target.open("wb") as file:
         info = {"description": f"{model.model}@{model.version}", "version": "1.0", "contributor": SOFTWARE}
         file.write(b'{"info":' + _encoded(info) + b',\n"categories":')
         file.write(_encoded([{"id": index, "name": label} for index, label in enumerate(labels)]))
-        _write_array(file, "images", _images(parts))
-        _write_array(file, "annotations", _annotations(parts))
-        _write_array(file, "errors", _errors(parts))
+        _write_array(file, "images", _images(lines))
+        _write_array(file, "annotations", _annotations(lines))
+        _write_array(file, "errors", _errors(lines))
         file.write(b"}\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(target)
 
 
 def _write_array(file: BinaryIO, name: str, items: Iterator[dict[str, Any]]) -> None:
@@ -74,31 +73,27 @@ def _encoded(value: object) -> bytes:
     return msgspec.json.encode(value)
 
 
-def _rows(parts: Sequence[Path]) -> Iterator[tuple[int, dict[str, Any]]]:
+def _rows(lines: Lines) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows with their images' ids, which count from 1."""
-    image_id = 0
-    for part in parts:
-        with part.open("rb") as file:
-            for line in file:
-                image_id += 1
-                yield image_id, msgspec.json.decode(line)
+    for image_id, line in enumerate(lines(), start=1):
+        yield image_id, msgspec.json.decode(line)
 
 
-def _images(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for image_id, row in _rows(parts):
+def _images(lines: Lines) -> Iterator[dict[str, Any]]:
+    for image_id, row in _rows(lines):
         if "error" not in row:
             yield {"id": image_id, "file_name": row["id"], **row["image"]}
 
 
-def _errors(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
-    for _, row in _rows(parts):
+def _errors(lines: Lines) -> Iterator[dict[str, Any]]:
+    for _, row in _rows(lines):
         if "error" in row:
             yield {"file_name": row["id"], "error": row["error"]}
 
 
-def _annotations(parts: Sequence[Path]) -> Iterator[dict[str, Any]]:
+def _annotations(lines: Lines) -> Iterator[dict[str, Any]]:
     number = 0
-    for image_id, row in _rows(parts):
+    for image_id, row in _rows(lines):
         for item in (*row.get("detections", ()), *row.get("segments", ())):
             number += 1
             yield {"id": number, "image_id": image_id, **_annotation(item, row["image"])}

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from service.batch.coco import COCO_FILE, write_coco
+from service.batch.compact import IdSet, packed, unpacked
 from service.batch.plan import Plan
 from service.batch.pool import POLL_S, Event, Failed, Finished, Loaded, Lost, Pool, Scored, Starting, Task
 from service.batch.samples import Unit
@@ -56,7 +57,7 @@ class Job:
         self._results = results
         self._pool = pool
         self._progress = progress
-        self._listing = Listing(source, frozenset(results.done))
+        self._listing = Listing(source, results.done.copy())
         self._again: deque[_Work] = deque()
         """Units of processes that ended."""
         self._working: dict[int, _Work] = {}
@@ -163,10 +164,10 @@ class Job:
 class Listing:
     """The units of a source, listed in a thread while others are scored."""
 
-    def __init__(self, source: Source, done: frozenset[str]) -> None:
+    def __init__(self, source: Source, done: IdSet) -> None:
         self._source = source
         self._done = done
-        self._units: deque[Unit] = deque()
+        self._units: deque[bytes] = deque()
         self._complete = threading.Event()
         self._stopped = threading.Event()
         self._error: Exception | None = None
@@ -186,7 +187,7 @@ class Listing:
             raise self._error
         if not self._units:
             return None
-        unit = self._units.popleft()
+        unit: Unit = unpacked(self._units.popleft())
         self._count(unit, -1)
         return unit
 
@@ -206,7 +207,7 @@ class Listing:
                 if self._stopped.is_set():
                     return
                 self._count(unit, 1)
-                self._units.append(unit)
+                self._units.append(packed(unit))
         except Exception as error:  # of any kind: the job would wait for ever
             self._error = error
         self._complete.set()
@@ -224,9 +225,12 @@ def finish(plan: Plan, source: Source, results: Results) -> None:
 
     Raises:
         ResultsInvalid: they cannot be written.
+        StorageFailed: the object store does not take them.
     """
     with results.write_errors():
-        results.close_part()
+        results.close_parts()
         if results.format is OutputFormat.COCO:
-            write_coco(results.parts(), results.folder / COCO_FILE, results.manifest.job, plan.models[0].labels)
+            made = results.folder.work / f".{COCO_FILE}.new"
+            write_coco(results.lines, made, results.manifest.job, plan.models[0].labels)
+            results.folder.publish(made, COCO_FILE)
     results.save_manifest(listing_sha256=source.sha256)

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from model.errors import ConvMLPError
-from model.files import replace_file
+from service.batch.folders import ResultsFolder, ResultsInvalid
 from service.batch.plan import Plan
 
 MANIFEST_FILE = "manifest.json"
 SOFTWARE = f"convmlp-serving {version('convmlp-serving')}"
-
-
-class ResultsInvalid(ConvMLPError):
-    """The folder of results cannot be written, is damaged, or is of another job."""
-
-    code = "results-invalid"
 
 
 class ModelEntry(msgspec.Struct, frozen=True):
@@ -88,38 +80,41 @@ class JobEntry(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """`pictures`: rows, those with an error included. `errors`: how many there are of each code. `repeats`: pictures
-    that were left out because another one has their id. `listing_sha256`: of the names of the source's files once all
-    are scored. `seconds`: of all runs together."""
+    """`pictures`: rows, those with an error included. `errors`: how many there are of each code. `transient_errors`:
+    rows whose errors another run may not have. `repeats`: pictures that were left out because another one has their id.
+    `listing_sha256`: of the names of the source's files once all are scored. `seconds`: of all runs together. `writer`:
+    of a run that writes to an object store, or that ended without notice."""
 
     job: JobEntry
     finished: bool = False
     pictures: int = 0
     errors: dict[str, int] = {}
+    transient_errors: int = 0
     repeats: int = 0
     seconds: float = 0.0
     devices: tuple[str, ...] = ()
     listing_sha256: str = ""
     software: str = SOFTWARE
+    writer: str = ""
     format_version: int = 1
 
-    def write(self, folder: Path) -> None:
-        """Raises OSError."""
-        replace_file(folder / MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(self)) + b"\n", 0o644)
+    def write(self, folder: ResultsFolder) -> None:
+        """Raises OSError, StorageFailed."""
+        folder.write(MANIFEST_FILE, msgspec.json.format(msgspec.json.encode(self)) + b"\n")
 
 
-def read_manifest(folder: Path) -> Manifest | None:
+def read_manifest(folder: ResultsFolder) -> Manifest | None:
     """The manifest of a folder; None if it has none.
 
     Raises:
         ResultsInvalid: it is damaged, or cannot be read.
     """
-    path = folder / MANIFEST_FILE
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Manifest)
-    except FileNotFoundError:
-        return None
+        content = folder.read(MANIFEST_FILE)
+        return None if content is None else msgspec.json.decode(content, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise ResultsInvalid(f"{path} is not a manifest of results: {error}; name another folder") from error
+        raise ResultsInvalid(
+            f"{folder}/{MANIFEST_FILE} is not a manifest of results: {error}; name another folder"
+        ) from error
     except OSError as error:
-        raise ResultsInvalid(f"{path} cannot be read: {error.strerror}") from error
+        raise ResultsInvalid(f"{folder}/{MANIFEST_FILE} cannot be read: {error.strerror}") from error

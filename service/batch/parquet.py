@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import msgspec
 
@@ -20,7 +19,7 @@ GROUP_ROWS = 5_000
 
 
 def write_parquet(lines: Path, target: Path, models: Sequence[ModelEntry]) -> None:
-    """Write rows of JSON as a Parquet file, as a whole or not at all.
+    """Write rows of JSON as a Parquet file.
 
     Args:
         lines: the rows, a line each.
@@ -36,23 +35,19 @@ def write_parquet(lines: Path, target: Path, models: Sequence[ModelEntry]) -> No
     import pyarrow.parquet as pq
 
     schema = row_schema(models)
-    part = target.with_name(f".{target.name}.new")
-    with pq.ParquetWriter(part, schema, compression="zstd") as writer:
+    with pq.ParquetWriter(target, schema, compression="zstd") as writer:
         for rows in _groups(lines):
             writer.write_table(pa.Table.from_pylist([_typed(row, models) for row in rows], schema))
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.rename(target)
 
 
-def read_parquet_heads(path: Path) -> Iterator[bytes]:
+def read_parquet_heads(source: BinaryIO) -> Iterator[bytes]:
     """The rows of a file as JSON with their ids and errors alone. Raises OSError, PackageMissing."""
     require_pyarrow(".parquet")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
+        with source, pq.ParquetFile(source) as file:
             names = {column.path for column in file.schema}
             wanted = [name for name in names if name == "id" or name.endswith("error.type")]
             for batch in file.iter_batches(GROUP_ROWS, columns=wanted):

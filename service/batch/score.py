@@ -23,7 +23,7 @@ from model.tiles import TiledInput
 from model.types import Batch, ModelInput, QueryParams, RawOutput, Size
 from service.batch.plan import Plan
 from service.batch.samples import Sample
-from service.errors import BadParameter, Internal, Overloaded
+from service.errors import BadParameter, Internal, Overloaded, RetryLater
 from service.frontend.api.rest.schemas import encode_analysis, encode_error, encode_output
 from service.frontend.core.analysis import decodings_of, prepare_for_all
 from service.frontend.core.sniffing import explained
@@ -44,21 +44,24 @@ NO_DEADLINE = float("inf")
 
 
 class Row(NamedTuple):
-    """A picture's row. `line`: JSON, without a line break. `errors`: the codes of its errors."""
+    """A picture's row. `line`: JSON, without a line break. `errors`: the codes of its errors. `transient`: one of them
+    may not come again, on another device for example."""
 
     id: str
     line: bytes
     errors: tuple[str, ...] = ()
+    transient: bool = False
 
 
 def error_row(sample_id: str, error: ConvMLPError) -> Row:
     """The row of a picture that no model can answer."""
-    return Row(sample_id, _with_id(sample_id, encode_error(_problem(error, sample_id))), (error.code,))
+    line = _with_id(sample_id, encode_error(_problem(error, sample_id)))
+    return Row(sample_id, line, (error.code,), isinstance(error, RetryLater))
 
 
 def crash_row(sample_id: str) -> Row:
     """The row of a picture at which the process that scored it ended."""
-    return error_row(sample_id, Internal("the process that scored this picture ended, twice"))
+    return error_row(sample_id, Internal("the process that scored this picture ended, twice"))._replace(transient=True)
 
 
 @dataclass(slots=True)
@@ -272,16 +275,18 @@ class Scorer:
         models = self._plan.models
         encoded: dict[str, bytes] = {}
         errors = []
+        transient = False
         for plan, answer in zip(models, picture.answers, strict=True):
             if isinstance(answer, ConvMLPError):
                 errors.append(answer.code)
+                transient |= isinstance(answer, RetryLater)
                 answer = encode_error(
                     _problem(answer, picture.id if len(models) == 1 else f"{picture.id}#{plan.answer}")
                 )
             assert answer is not None
             encoded[plan.answer] = answer
         body = encoded[models[0].answer] if len(models) == 1 else encode_analysis(picture.size, encoded)
-        return Row(picture.id, _with_id(picture.id, body), tuple(errors))
+        return Row(picture.id, _with_id(picture.id, body), tuple(errors), transient)
 
 
 class DecodeMemory:

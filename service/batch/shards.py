@@ -6,18 +6,17 @@ A shard that is damaged is a sample of its own with an error, beside the picture
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model.errors import ImageTooLarge, ImageUndecodable
+from service.batch.compact import IdSet, digest_of
 from service.batch.samples import Sample, Unit, read_sample
-from service.batch.storage import Place, StorageFailed, require_pyarrow, require_readable
+from service.batch.storage import PARQUET, Place, StorageFailed, require_pyarrow, require_readable
 from service.evaluation.dataset import is_picture
 
-TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-PARQUET = ".parquet"
 IMAGE_COLUMNS = ("image", "bytes", "image_bytes", "jpg", "png", "path", "file_name")
 """Names of the column of pictures, the preferred first, where none is given."""
 BATCH_ROWS = 32
@@ -70,7 +69,8 @@ class TarUnit:
     place: Place
     name: str
     id: str
-    done: frozenset[str]
+    done: frozenset[bytes]
+    """Digests of ids."""
 
     @property
     def pictures(self) -> None:
@@ -81,7 +81,7 @@ class TarUnit:
             with self.place.open(self.name) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
                 for member in _pictures_of(archive):
                     member_id = f"{self.id}/{_name_of(member)}"
-                    if member_id in self.done or member_id in done:
+                    if member_id in done or digest_of(member_id) in self.done:
                         continue
                     try:
                         require_readable(member.size)
@@ -97,11 +97,11 @@ class TarUnit:
                 yield Sample(self.id, _damaged(str(error)))
 
 
-def tar_units(place: Place, name: str, shard_id: str, done: frozenset[str], size: int) -> Iterator[Unit]:
+def tar_units(place: Place, name: str, shard_id: str, done: IdSet, size: int) -> Iterator[Unit]:
     """The pictures of a tar file, in units of `size`; as one unit where their places are not known without reading
     all of it."""
     if place.is_remote or "://" in name or not name.lower().endswith(".tar"):
-        yield TarUnit(place, name, shard_id, done)
+        yield TarUnit(place, name, shard_id, done.digests_of_shard(shard_id))
         return
     members: list[tuple[str, int, int]] = []
     damage: Sample | None = None
@@ -192,7 +192,7 @@ class ParquetUnit:
         return Sample(row_id, ImageUndecodable("the row has no picture"))
 
 
-def parquet_units(place: Place, name: str, shard_id: str, columns: ParquetColumns, done: Set[str]) -> Iterator[Unit]:
+def parquet_units(place: Place, name: str, shard_id: str, columns: ParquetColumns, done: IdSet) -> Iterator[Unit]:
     """A unit for each row group. Raises PackageMissing; StorageFailed, as `Place.open`."""
     require_pyarrow(PARQUET)
     import pyarrow as pa
@@ -200,7 +200,7 @@ def parquet_units(place: Place, name: str, shard_id: str, columns: ParquetColumn
 
     try:
         with place.open(name) as source, pq.ParquetFile(source) as file:
-            columns = _columns_of(file.schema_arrow.names, columns, shard_id)
+            columns = _columns_of(file.schema_arrow, columns, shard_id)
             first = 0
             for group in range(file.num_row_groups):
                 rows = file.metadata.row_group(group).num_rows
@@ -225,8 +225,9 @@ def _ids_of(file: Any, shard_id: str, columns: ParquetColumns, group: int, first
         yield from map(str, file.read_row_group(group, columns=[columns.id]).column(0).to_pylist())
 
 
-def _columns_of(names: list[str], columns: ParquetColumns, shard: str) -> ParquetColumns:
+def _columns_of(schema: Any, columns: ParquetColumns, shard: str) -> ParquetColumns:  # noqa: ANN401
     """Raises ImageUndecodable."""
+    names: list[str] = schema.names
     image = columns.image or next((name for name in IMAGE_COLUMNS if name in names), None)
     missing = [name for name in (columns.image, columns.id) if name is not None and name not in names]
     if missing or image is None:
@@ -234,7 +235,46 @@ def _columns_of(names: list[str], columns: ParquetColumns, shard: str) -> Parque
         raise ImageUndecodable(
             f"{shard} lacks the column {lacks}; it has {', '.join(names)}; name one with --image-column, --id-column"
         )
+    kind = schema.field(image).type
+    if not _has_pictures(kind):
+        raise ImageUndecodable(
+            f"{shard} has {kind} in the column {image}; expected bytes, paths or structs of them; name another with "
+            "--image-column"
+        )
     return ParquetColumns(image, columns.id)
+
+
+def _has_pictures(kind: Any) -> bool:  # noqa: ANN401
+    """Whether a column of pyarrow's type `kind` may have pictures."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return any(kind.field(position).name in ("bytes", "path") for position in range(kind.num_fields))
+    if types.is_dictionary(kind):
+        return _has_pictures(kind.value_type)
+    text = (types.is_binary, types.is_large_binary, types.is_string, types.is_large_string, types.is_fixed_size_binary)
+    return any(one(kind) for one in text)
+
+
+def require_columns(place: Place, shards: Iterable[str], columns: ParquetColumns) -> None:
+    """Look at the first Parquet file that can be read.
+
+    Raises:
+        ImageUndecodable: it has no column of pictures, or lacks one that is named.
+        StorageFailed, PackageMissing: as `Place.open`.
+    """
+    require_pyarrow(PARQUET)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in shards:
+        try:
+            with place.open(name) as source, pq.ParquetFile(source) as file:
+                schema = file.schema_arrow
+        except (pa.ArrowException, OSError):
+            continue  # its row will have the error
+        _columns_of(schema, columns, name)
+        return
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,15 +11,16 @@ import glob
 import hashlib
 import os
 import re
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from model.errors import ConvMLPError
+from model.errors import ConvMLPError, ImageUndecodable
+from service.batch.compact import IdSet, Names
 from service.batch.samples import FilesUnit, Unit
-from service.batch.shards import PARQUET, TARS, ParquetColumns, parquet_units, tar_units
-from service.batch.storage import SCHEMES, Place
+from service.batch.shards import ParquetColumns, parquet_units, require_columns, tar_units
+from service.batch.storage import PARQUET, SCHEMES, TARS, Place
 from service.evaluation.dataset import is_picture
 
 LISTS = (".txt", ".lst", ".list")
@@ -42,8 +43,8 @@ class Source:
     `place`, or absolute."""
 
     place: Place
-    pictures: Sequence[str]
-    shards: Sequence[str] = ()
+    pictures: Collection[str] | Names
+    shards: Collection[str] | Names = ()
     columns: ParquetColumns = field(default_factory=ParquetColumns)
 
     @property
@@ -54,7 +55,7 @@ class Source:
             digest.update(os.fsencode(name) + b"\0")
         return digest.hexdigest()
 
-    def units(self, done: Set[str], threads: int) -> Iterator[Unit]:
+    def units(self, done: IdSet, threads: int) -> Iterator[Unit]:
         """The pictures that are not `done`, by their ids, for so many threads. Shards that must be read to know their
         pictures leave those out later.
 
@@ -62,29 +63,21 @@ class Source:
             SourceInvalid: a shard cannot be read, as a whole.
             StorageFailed, PackageMissing: as `Place.open`.
         """
-        pending = [name for name in self.pictures if id_of(name) not in done] if done else self.pictures
-        size = max(1, min(UNIT_PICTURES, len(pending) // (threads * UNITS_PER_THREAD)))
-        for start in range(0, len(pending), size):
-            names = tuple(pending[start : start + size])
+        left = len(self.pictures) - len(done)
+        size = max(1, min(UNIT_PICTURES, left // (threads * UNITS_PER_THREAD)))
+        pending = (name for name in self.pictures if id_of(name) not in done)
+        while names := tuple(islice(pending, size)):
             yield FilesUnit(self.place, names, tuple(map(id_of, names)))
-        ordered = sorted(done) if self.shards else []
         for shard in self.shards:
-            of_shard = ids_below(ordered, f"{id_of(shard)}/")
-            if shard.lower().endswith(PARQUET):
+            if is_parquet(shard):
                 yield from parquet_units(self.place, shard, id_of(shard), self.columns, done)
             else:
-                yield from tar_units(self.place, shard, id_of(shard), of_shard, UNIT_PICTURES)
+                yield from tar_units(self.place, shard, id_of(shard), done, UNIT_PICTURES)
 
 
 def id_of(name: str) -> str:
     """A name as text that JSON can have; file names may have any bytes."""
     return name if name.isprintable() else os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def ids_below(ordered: Sequence[str], prefix: str) -> frozenset[str]:
-    """Of sorted ids those that begin with `prefix`."""
-    start = bisect_left(ordered, prefix)
-    return frozenset(ordered[start : bisect_left(ordered, f"{prefix}\U0010ffff")])
 
 
 def source_name(text: str) -> str:
@@ -96,7 +89,7 @@ def open_source(text: str, endpoint_url: str | None = None, columns: ParquetColu
     """List the files that IN names.
 
     Raises:
-        SourceInvalid: it does not exist, cannot be read, or has no pictures.
+        SourceInvalid: it does not exist, cannot be read, or has no pictures; its Parquet files have no such columns.
         StorageFailed, PackageMissing: as `Place.open`.
     """
     scheme, separator, rest = text.partition("://")
@@ -122,12 +115,17 @@ def open_source(text: str, endpoint_url: str | None = None, columns: ParquetColu
         raise SourceInvalid(f"{error.filename or text} cannot be read: {error.strerror or error}") from error
     if not source.pictures and not source.shards:
         raise SourceInvalid(f"{text} has no pictures, tar shards or Parquet files")
+    if tables := [name for name in source.shards if is_parquet(name)]:
+        try:
+            require_columns(source.place, tables, columns)
+        except ImageUndecodable as error:
+            raise SourceInvalid(error.detail) from error
     return source
 
 
 def _listed(place: Place, names: Iterable[str], columns: ParquetColumns) -> Source:
     """What looks like a picture; where nothing does, the shards: a folder of pictures may also have tables of them."""
-    pictures, shards = [], []
+    pictures, shards = Names(), Names()
     for name in names:
         if is_shard(name):
             shards.append(name)
@@ -138,6 +136,10 @@ def _listed(place: Place, names: Iterable[str], columns: ParquetColumns) -> Sour
 
 def is_shard(name: str) -> bool:
     return name.lower().endswith((*TARS, PARQUET))
+
+
+def is_parquet(name: str) -> bool:
+    return name.lower().endswith(PARQUET)
 
 
 def _of_file(path: Path, endpoint_url: str | None, columns: ParquetColumns) -> Source:
@@ -152,7 +154,7 @@ def _of_file(path: Path, endpoint_url: str | None, columns: ParquetColumns) -> S
 def _of_lines(place: Place, path: Path, columns: ParquetColumns) -> Source:
     """A path or URI a line, relative to the list's folder. Each is taken for a picture unless its suffix is a shard's.
     Empty lines, and those that begin with #, are left out."""
-    names: dict[str, None] = {}
+    pictures, shards, known = Names(), Names(), IdSet()
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, start=1):
             if len(line) > MAX_LINE:
@@ -160,10 +162,9 @@ def _of_lines(place: Place, path: Path, columns: ParquetColumns) -> Source:
                     f"{path}: line {number} has more than {MAX_LINE} characters; expected a path a line"
                 )
             name = line.strip()
-            if name and not name.startswith("#"):
-                names[name] = None
-    pictures = [name for name in names if not is_shard(name)]
-    return Source(place, pictures, [name for name in names if is_shard(name)], columns)
+            if name and not name.startswith("#") and known.add(name):
+                (shards if is_shard(name) else pictures).append(name)
+    return Source(place, pictures, shards, columns)
 
 
 def _of_glob(pattern: Path, columns: ParquetColumns) -> Source:
@@ -177,8 +178,8 @@ def _of_glob(pattern: Path, columns: ParquetColumns) -> Source:
     if not any(part.startswith(".") for part in parts):
         found = {path for path in found if not any(part.startswith(".") for part in path.parts)}
     names = sorted(map(str, found))
-    pictures = [name for name in names if not is_shard(name)]
-    return Source(Place(str(root)), pictures, [name for name in names if is_shard(name)], columns)
+    pictures = Names(name for name in names if not is_shard(name))
+    return Source(Place(str(root)), pictures, Names(name for name in names if is_shard(name)), columns)
 
 
 def _remote(uri: str, endpoint_url: str | None, columns: ParquetColumns) -> Source:

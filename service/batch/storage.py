@@ -17,6 +17,9 @@ from model.files import open_regular
 from service.evaluation.predictions import MAX_PICTURE_BYTES, read_picture
 
 SCHEMES = ("s3", "gs")
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+PARQUET = ".parquet"
+"""Suffixes of shards, which have many pictures each."""
 CONNECT_TIMEOUT_S, REQUEST_TIMEOUT_S, ATTEMPTS = 10.0, 60.0, 4
 """Bounds of a request to an object store."""
 
@@ -61,7 +64,7 @@ class Place:
             with self._local_errors():
                 return open_regular(self.file(name))
         with remote_errors():
-            return cast(BinaryIO, self._filesystem().open_input_file(self._path(name)))
+            return cast(BinaryIO, self.filesystem().open_input_file(self.path(name)))
 
     def read(self, name: str) -> bytes:
         """The bytes of a picture.
@@ -75,7 +78,7 @@ class Place:
             with self._local_errors():
                 return read_picture(self.file(name))
         try:
-            with remote_errors(), self._filesystem().open_input_stream(self._path(name)) as stream:
+            with remote_errors(), self.filesystem().open_input_stream(self.path(name)) as stream:
                 data = bytes(stream.read(MAX_PICTURE_BYTES + 1))
         except OSError as error:
             raise ImageUndecodable("cannot be read: there is no such object") from error
@@ -100,10 +103,10 @@ class Place:
                     yield str(relative / name)
 
     def _walk_remote(self) -> Iterator[str]:
-        filesystem = self._filesystem()
+        filesystem = self.filesystem()
         from pyarrow import fs  # once it is known to be installed
 
-        base = self._path("").rstrip("/")
+        base = self.path("").rstrip("/")
         with remote_errors():
             found = filesystem.get_file_info(fs.FileSelector(base, recursive=True))
         names = (one.path[len(base) :].lstrip("/") for one in found if one.type is fs.FileType.File)
@@ -123,13 +126,14 @@ class Place:
                 f"the folder {self.root} does not exist on {socket.gethostname()}; all nodes must have it at this path"
             ) from error
 
-    def _path(self, name: str) -> str:
+    def path(self, name: str) -> str:
         """The key with its bucket, as pyarrow has it."""
         parts = urlsplit(name if "://" in name else self.root)
         path = f"{parts.netloc}{parts.path}"
         return path if "://" in name or not name else f"{path.rstrip('/')}/{name}"
 
-    def _filesystem(self) -> Any:  # noqa: ANN401  (pyarrow has no types)
+    def filesystem(self) -> Any:  # noqa: ANN401  (pyarrow has no types)
+        """pyarrow's, of an object store. Raises PackageMissing, StorageFailed."""
         return _filesystem(urlsplit(self.root).scheme, self.endpoint_url)
 
 
@@ -150,14 +154,18 @@ def require_pyarrow(what: str) -> None:
 
 
 class remote_errors:  # noqa: N801  (a context manager, as contextlib's)
-    """Within it, an error of an object store that is not of one object becomes StorageFailed."""
+    """Within it, an error of an object store that is not of one object becomes StorageFailed. `action` is what the
+    store cannot be."""
+
+    def __init__(self, action: str = "read") -> None:
+        self._action = action
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         # pyarrow raises plain OSErrors for what is not of the object: credentials, connections, time-outs.
         if isinstance(error, OSError) and not isinstance(error, FileNotFoundError | IsADirectoryError):
-            raise StorageFailed(f"the object store cannot be read: {_first_sentence(error)}") from error
+            raise StorageFailed(f"the object store cannot be {self._action}: {_first_sentence(error)}") from error
 
 
 def _first_sentence(error: OSError) -> str:

@@ -59,9 +59,10 @@ In = Annotated[
     ),
 ]
 Out = Annotated[
-    Path,
+    str,
     typer.Argument(
-        metavar="OUT", help="Folder for the results. A run that was stopped continues from there.", file_okay=False
+        metavar="OUT",
+        help="Folder for the results, also of a store. A run that was stopped continues from there.",
     ),
 ]
 Tasks = Annotated[
@@ -227,7 +228,7 @@ def batch(
         except BadParameter as error:
             raise typer.BadParameter(error.detail) from None
         found = open_source(source, endpoint_url, ParquetColumns(image_column, id_column))
-        sys.exit(_run(source_name(source), found, out, output_format, plan, pool))
+        sys.exit(_run(source_name(source), found, out, endpoint_url, output_format, plan, pool))
     except ConvMLPError as error:
         print_error(error.detail)
         raise typer.Exit(1) from None
@@ -247,7 +248,15 @@ def _tasks(text: str | None, model: str | None) -> list[Task]:
     return [Task(name) for name in names]
 
 
-def _run(text: str, source: Source, out: Path, output_format: OutputFormat, plan: Plan, pool: Pool) -> int:
+def _run(
+    text: str,
+    source: Source,
+    out: str,
+    endpoint_url: str | None,
+    output_format: OutputFormat,
+    plan: Plan,
+    pool: Pool,
+) -> int:
     """The exit status. Raises ConvMLPError."""
     from service.batch.coco import require_coco
     from service.batch.job import Job, finish
@@ -265,15 +274,17 @@ def _run(text: str, source: Source, out: Path, output_format: OutputFormat, plan
     if output_format is OutputFormat.PARQUET:
         require_pyarrow("--format parquet")
     with ExitStack() as stack:
-        results = stack.enter_context(open_results(out, job))
+        results = stack.enter_context(open_results(out, job, endpoint_url))
         manifest = results.manifest
-        if manifest.finished and manifest.listing_sha256 == source.sha256:
+        retried = manifest.transient_errors if manifest.finished else 0
+        if manifest.finished and not retried and manifest.listing_sha256 == source.sha256:
             print_error(f"all {manifest.pictures} pictures were scored before; {out} has their results")
             return 1 if manifest.errors else 0
         stopped = stack.enter_context(_signals())
         stack.enter_context(closing(pool))
         if results.done:
-            print_error(f"{len(results.done)} pictures were scored before")
+            again = f"; {retried} had an error that may pass, and are scored again" if retried else ""
+            print_error(f"{len(results.done)} pictures were scored before{again}")
         complete = False
         with suppress(Stopped):
             precisions = pool.start(plan.with_precisions(manifest.job.precisions), lambda: bool(stopped))

@@ -42,6 +42,14 @@ def up(
     temp_dir: Annotated[
         Path | None, typer.Option(help="Folder of the cluster's logs and sockets; of the head.")
     ] = None,
+    redis_address: Annotated[
+        str | None,
+        typer.Option(
+            envvar="RAY_REDIS_ADDRESS",
+            metavar="HOST:PORT",
+            help="Redis that keeps the head's state: a head that is started again goes on with it.",
+        ),
+    ] = None,
     slow_start: Annotated[
         bool, typer.Option("--slow-start", help="Allow more time for starts, on a machine with few cores.")
     ] = False,
@@ -57,7 +65,7 @@ def up(
     except ValueError:
         print_error(f'--resources is {resources}; expected a JSON object of numbers, such as {{"a100": 1}}')
         raise typer.Exit(2) from None
-    raise typer.Exit(Node(address, port, node_ip, cpus, gpus, wanted, temp_dir, slow_start).run())
+    raise typer.Exit(Node(address, port, node_ip, cpus, gpus, wanted, temp_dir, redis_address, slow_start).run())
 
 
 @cluster_app.command()

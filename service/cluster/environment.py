@@ -24,6 +24,9 @@ RETRY_AFTER_S = 2
 BUFFER_BYTES = 128 * 2**10
 """A request of up to this size is kept until its answer begins, and can be sent again."""
 
+HEAD_LOSS_S = 600
+"""How long the processes of a node go on without the head. Ray's own 60 s are less than a machine takes to start."""
+
 
 def node_environment(slow: bool = False) -> dict[str, str]:
     """What a node of the cluster needs in its environment. `slow`: for a machine with few cores, which starts slowly.
@@ -45,6 +48,7 @@ def node_environment(slow: bool = False) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n    ".join(("leastconn", *map(_error_page, ERRORS))),
         "RAY_SERVE_HAPROXY_RETRIES": "3",
         "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": str(BUFFER_BYTES),
+        "RAY_gcs_rpc_server_reconnect_timeout_s": str(HEAD_LOSS_S),
     }
     if slow:
         environment |= {

@@ -18,7 +18,7 @@ from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.core.tls import certificate_files
 from service.frontend.grpc.server import listen_at, serve_until
 from service.frontend.grpc.tls import server_credentials
-from service.frontend.grpc_main import create_rpc
+from service.frontend.grpc_main import create_rpc, serving_metrics
 from service.frontend.http_main import RestApplication
 from service.observability.tracing import open_tracing
 from service.process import hold_port
@@ -82,7 +82,7 @@ class FrontPart:
 
 
 class GrpcPart:
-    """The replica's class of gRPC: a server at the settings' port of its node."""
+    """The replica's class of gRPC: a server at the settings' port of its node, and its metrics at another."""
 
     async def __init__(self, settings: Settings, groups: Sequence[str]) -> None:  # type: ignore[misc]  # Ray awaits it
         start_process(settings, "grpc")
@@ -94,6 +94,7 @@ class GrpcPart:
             held = stack.enter_context(hold_port(host, settings.grpc_port))
             tracing = stack.enter_context(open_tracing(settings, "grpc"))
             front_end = await stack.enter_async_context(open_in_cluster(settings, groups))
+            stack.enter_context(serving_metrics(front_end.registry, settings))
             rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
             self._address = listen_at(rpc.server, held, server_credentials(files) if files else None)
             await rpc.server.start()

@@ -36,6 +36,8 @@ class Node:
     gpus: int | None = None
     resources: Mapping[str, float] = field(default_factory=dict)
     temp_dir: Path | None = None
+    redis: str | None = None
+    """HOST:PORT of a Redis in which the head keeps the cluster's state, so that another head can go on with it."""
     slow: bool = False
 
     def command(self) -> list[str]:
@@ -56,7 +58,8 @@ class Node:
 
     def environment(self, own: Mapping[str, str]) -> dict[str, str]:
         """The environment of Ray's processes; what the operator set in `own` is left as it is."""
-        return {**node_environment(slow=self.slow), **own}
+        redis = {"RAY_REDIS_ADDRESS": self.redis} if self.redis else {}
+        return {**node_environment(slow=self.slow), **own, **redis}
 
     def run(self) -> int:
         """Run Ray's processes until a signal, and end all of them; the exit status."""

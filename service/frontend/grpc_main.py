@@ -109,7 +109,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
         with open_tracing(settings, "grpc") as tracing:
             async with open_front_end(settings) as front_end:
                 # Under a supervisor REST's /metrics has the metrics of all processes.
-                metrics = contextlib.nullcontext() if inherited else _serving_metrics(front_end.registry, settings)
+                metrics = contextlib.nullcontext() if inherited else serving_metrics(front_end.registry, settings)
                 with metrics:
                     await _serve_at(held, front_end, credentials, settings, stop, tracing)
     except CannotListen as error:
@@ -144,7 +144,7 @@ async def _serve_at(
 
 
 @contextlib.contextmanager
-def _serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
+def serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with port_errors(settings.grpc_metrics_port):
             port = stack.enter_context(metrics_server(registry, settings.host, settings.grpc_metrics_port))

@@ -43,9 +43,10 @@ def environment() -> dict[str, str]:
 
 @dataclass
 class LocalNode:
-    """A node: its `convmlp cluster up`, and all that runs below it."""
+    """A node: its `convmlp cluster up`, and all that runs below it. HAProxy listens at `http_port` for it."""
 
     address: str
+    http_port: int
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -89,15 +90,27 @@ class LocalCluster:
     head_port: int
     http_port: int
     grpc_port: int
+    grpc_metrics_port: int
+    redis: str | None = None
     nodes: list[LocalNode] = field(default_factory=list)
 
     @property
     def head(self) -> str:
         return f"127.0.0.2:{self.head_port}"
 
-    def start_node(self, resources: dict[str, float] | None = None) -> LocalNode:
-        """Start a node, and wait until it is one of the cluster's."""
+    def start_node(self, resources: dict[str, float] | None = None, cpus: int = 8) -> LocalNode:
+        """Start another node, and wait until it is one of the cluster's."""
         number = len(self.nodes)
+        node = self._start(number, {f"node{number}": 100, **(resources or {})}, cpus)
+        self.nodes.append(node)
+        return node
+
+    def restart_head(self, cpus: int) -> None:
+        """Start the first node again, where it was. Its files lie elsewhere: with those of the first Ray would take the
+        other nodes' processes, which are of the same machine here, for a head that runs."""
+        self.nodes[0] = self._start(0, {"node0": 100}, cpus, "again")
+
+    def _start(self, number: int, resources: dict[str, float], cpus: int, temp_dir: str = "ray") -> LocalNode:
         address = f"127.0.0.{2 + number}"
         own = {
             **os.environ,
@@ -110,24 +123,25 @@ class LocalCluster:
             "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(self.folder / "haproxy" / "metrics.sock"),
         }
         own.pop("OMP_NUM_THREADS", None)
-        command = [sys.executable, "-m", "service.cli", "cluster", "up", "--node-ip", address, "--cpus", "8"]
-        command += ["--slow-start", "--resources", json.dumps({f"node{number}": 100, **(resources or {})})]
+        command = [sys.executable, "-m", "service.cli", "cluster", "up", "--node-ip", address, "--cpus", str(cpus)]
+        command += ["--slow-start", "--resources", json.dumps(resources)]
+        http_port = self.http_port
         if number:
-            own["RAY_SERVE_WORKER_PROXY_HTTP_PORT"] = str(free_port())
+            http_port = free_port()
+            own["RAY_SERVE_WORKER_PROXY_HTTP_PORT"] = str(http_port)
             command += ["--address", self.head]
         else:
-            command += ["--port", str(self.head_port), "--temp-dir", str(self.folder / "ray")]
+            command += ["--port", str(self.head_port), "--temp-dir", str(self.folder / temp_dir)]
+            command += ["--redis-address", self.redis] if self.redis else []
         log = self.folder / f"node-{number}.log"
         with log.open("wb") as file:
             process = subprocess.Popen(command, env=own, stdout=file, stderr=file, start_new_session=True)
-        node = LocalNode(address, process, log)
-        self.nodes.append(node)
         end_s = time.monotonic() + START_S
         while b"Ray runtime started" not in log.read_bytes():
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < end_s, log.read_text()
             time.sleep(0.2)
-        return node
+        return LocalNode(address, http_port, process, log)
 
     def deploy(self, settings: ClusterSettings, image_s: float = 0.02) -> float:
         """Deploy with the fake device, which takes `image_s` for an image; the seconds until it ran."""
@@ -138,8 +152,14 @@ class LocalCluster:
         return time.monotonic() - started_s
 
     def run(self, module: str, *arguments: str) -> str:
-        """Run a module as a program, and return its output."""
-        done = subprocess.run(
+        """Run a module as a program that succeeds, and return its output."""
+        done = self.ask(module, *arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def ask(self, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a module as a program."""
+        return subprocess.run(
             [sys.executable, "-m", module, *arguments],
             env={**os.environ, **environment()},
             capture_output=True,
@@ -147,8 +167,6 @@ class LocalCluster:
             timeout=DEPLOY_S,
             check=False,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
 
     def running(self, part: str) -> int:
         """Replicas of a deployment that run."""
@@ -156,13 +174,13 @@ class LocalCluster:
 
 
 @contextmanager
-def local_cluster(nodes: int) -> Iterator[LocalCluster]:
+def local_cluster(nodes: int, redis: str | None = None, head_cpus: int = 8) -> Iterator[LocalCluster]:
     # Sockets lie there, whose paths are short: not in the folder of a test.
     with tempfile.TemporaryDirectory(prefix="cm-", ignore_cleanup_errors=True) as folder:
-        cluster = LocalCluster(Path(folder), free_port(), free_port(), free_port())
+        cluster = LocalCluster(Path(folder), *(free_port() for _ in range(4)), redis)
         try:
-            for _ in range(nodes):
-                cluster.start_node()
+            for number in range(nodes):
+                cluster.start_node(cpus=8 if number else head_cpus)
             yield cluster
         finally:
             for node in reversed(cluster.nodes):

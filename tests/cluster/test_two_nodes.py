@@ -92,7 +92,7 @@ def groups(cluster: LocalCluster) -> LocalCluster:
             },
         ],
         grpc_front_ends=2,
-        settings={"grpc_port": cluster.grpc_port},
+        settings={"grpc_port": cluster.grpc_port, "grpc_metrics_port": cluster.grpc_metrics_port},
     )
     cluster.deploy(settings, image_s=0.05)
     return cluster
@@ -115,6 +115,17 @@ async def test_grpc_answers_on_each_node(groups: LocalCluster) -> None:
         async with AsyncClient(f"grpc://{node.address}:{groups.grpc_port}") as client:
             for model in ("fake_a", "fake_b"):
                 assert (await client.classify(JPEG, model=model)).labels[0].label == "grey 100"
+
+
+async def test_grpc_has_its_metrics_on_each_node(groups: LocalCluster) -> None:
+    """A gRPC front-end counts the calls of its own node, at its metrics port there."""
+    async with httpx2.AsyncClient(timeout=60) as http:
+        for node in groups.nodes:
+            async with AsyncClient(f"grpc://{node.address}:{groups.grpc_port}") as client:
+                await client.classify(JPEG, model="fake_a")
+            exposed = (await http.get(f"http://{node.address}:{groups.grpc_metrics_port}/metrics")).text
+            counted = [line for line in exposed.splitlines() if line.startswith("convmlp_requests_total{")]
+            assert any('transport="grpc"' in line and 'model="fake_a"' in line for line in counted)
 
 
 async def test_overload_and_deadlines_are_answered_by_the_service(groups: LocalCluster) -> None:

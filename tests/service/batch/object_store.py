@@ -1,11 +1,13 @@
-"""An object store as far as reading needs one: S3's listing, heads and ranges of objects, over HTTP."""
+"""An object store as far as a job needs one: S3's listing, heads and ranges of objects, and uploads, over HTTP."""
 
 from __future__ import annotations
 
+import io
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from urllib.parse import parse_qs, unquote, urlsplit
 from xml.sax.saxutils import escape
 
@@ -15,14 +17,17 @@ HTTP_DATE = "Thu, 01 Jan 2026 00:00:00 GMT"
 
 
 class ObjectStore(ThreadingHTTPServer):
-    """`objects`: by bucket and key, `BUCKET/KEY`. `broken`: it answers 500 to all requests for objects."""
+    """`objects`: by bucket and key, `BUCKET/KEY`. `broken`: it answers 500 to all requests for objects; `full`: to all
+    that write. `on_object` is called with the name of each object that has been written."""
 
     daemon_threads = True
 
     def __init__(self, objects: Mapping[str, bytes]) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.objects = objects
-        self.broken = False
+        self.objects = dict(objects)
+        self.uploads: dict[str, dict[int, bytes]] = {}
+        self.broken = self.full = False
+        self.on_object: Callable[[str], None] = lambda _: None
         self.requests = 0
 
     @property
@@ -32,12 +37,63 @@ class ObjectStore(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: ObjectStore
+    protocol_version = "HTTP/1.1"  # clients wait for its `100 Continue` before they send a body
 
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
+
+    def do_PUT(self) -> None:
+        name, query, body = self._request()
+        if self.server.full:
+            self._send(500, b"", with_body=True)
+            return
+        if "partNumber" in query:
+            self.server.uploads[query["uploadId"][0]][int(query["partNumber"][0])] = body
+        else:
+            self._store(name, body)
+        self._send(200, b"", with_body=True)
+
+    def do_POST(self) -> None:
+        name, query, _ = self._request()
+        if self.server.full:
+            self._send(500, b"", with_body=True)
+        elif "uploads" in query:
+            upload = str(len(self.server.uploads))
+            self.server.uploads[upload] = {}
+            self._send_xml(
+                f"<InitiateMultipartUploadResult><UploadId>{upload}</UploadId></InitiateMultipartUploadResult>"
+            )
+        else:
+            parts = self.server.uploads[query["uploadId"][0]]
+            self._store(name, b"".join(parts[number] for number in sorted(parts)))
+            self._send_xml(f"<CompleteMultipartUploadResult><ETag>{ETAG}</ETag></CompleteMultipartUploadResult>")
+
+    def do_DELETE(self) -> None:
+        name, _, _ = self._request()
+        self.server.objects.pop(name, None)
+        self._send(204, b"", with_body=False)
+
+    def _request(self) -> tuple[str, dict[str, list[str]], bytes]:
+        """The object's name, the query and the body."""
+        self.server.requests += 1
+        parts = urlsplit(self.path)
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = _read_chunks(self.rfile)
+        else:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.headers.get("Content-Encoding") == "aws-chunked":
+            body = _read_chunks(io.BytesIO(body))
+        return unquote(parts.path).lstrip("/"), parse_qs(parts.query, keep_blank_values=True), body
+
+    def _store(self, name: str, body: bytes) -> None:
+        self.server.objects[name] = body
+        self.server.on_object(name)
+
+    def _send_xml(self, text: str) -> None:
+        self._send(200, text.encode(), with_body=True)
 
     def log_message(self, *_: object) -> None:
         pass
@@ -88,6 +144,17 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if with_body:
             self.wfile.write(body)
+
+
+def _read_chunks(body: BufferedIOBase) -> bytes:
+    """The data of a body in chunks, each behind its size in hexadecimal, and with a line break at its end."""
+    data = b""
+    while size := int(body.readline().partition(b";")[0], 16):
+        data += body.read(size)
+        body.readline()
+    while body.readline().strip():
+        pass  # trailers
+    return data
 
 
 @contextmanager

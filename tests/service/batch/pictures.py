@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 
+from service.batch.compact import IdSet
+
 
 def picture(seed: int, form: str = "JPEG", width: int = 72, height: int = 64) -> bytes:
     """A picture of noise."""
@@ -38,3 +40,7 @@ def write_tar(path: Path, members: Mapping[str, bytes]) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
+
+
+def has_exactly(done: IdSet, *ids: str) -> bool:
+    return len(done) == len(ids) and all(one in done for one in ids)

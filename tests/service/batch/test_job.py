@@ -17,6 +17,8 @@ from model.errors import ConvMLPError
 from model.net.weights import write_bundle
 from model.predictor import reference_answer
 from model.types import Task
+from service.batch.compact import IdSet
+from service.batch.folders import LocalFolder
 from service.batch.job import Job, finish
 from service.batch.manifest import JobEntry, read_manifest
 from service.batch.plan import Plan, read_plan
@@ -73,13 +75,21 @@ class EndingUnit:
             yield Sample(one, EndingPicture(picture(number)) if ends else picture(number))
 
 
+class FailingUnit(EndingUnit):
+    """A store that answers once."""
+
+    def samples(self, done: Set[str]) -> Iterator[Sample]:  # noqa: ARG002
+        yield Sample("a", picture(1))
+        raise StorageFailed("the object store cannot be read: timeout")
+
+
 @dataclass(frozen=True)
 class EndingSource(Source):
     """A source of such units."""
 
     of: tuple[Unit, ...] = ()
 
-    def units(self, done: Set[str], threads: int) -> Iterator[Unit]:  # noqa: ARG002
+    def units(self, done: IdSet, threads: int) -> Iterator[Unit]:  # noqa: ARG002
         yield from self.of
 
 
@@ -178,11 +188,6 @@ def test_a_device_that_is_broken_stops_the_job(plan: Plan, tmp_path: Path) -> No
 def test_an_object_store_that_fails_stops_the_job(plan: Plan, tmp_path: Path) -> None:
     """It is an error of no picture; what was scored before is kept."""
 
-    class FailingUnit(EndingUnit):
-        def samples(self, done: Set[str]) -> Iterator[Sample]:  # noqa: ARG002
-            yield Sample("a", picture(1))
-            raise StorageFailed("the object store cannot be read: timeout")
-
     units = (EndingUnit(("x", "y"), frozenset(), set()), FailingUnit(("a",), frozenset(), set()))
     with pytest.raises(ConvMLPError, match="the object store cannot be read: timeout"):
         run(plan, EndingSource(Place(""), (), of=units), tmp_path, InlinePool())
@@ -232,15 +237,15 @@ def test_a_job_that_is_stopped_keeps_its_rows(plan: Plan, tmp_path: Path) -> Non
                     stop.set()
 
         assert not Job(source, results, pool, Stopping()).run(stop.is_set)
-        before = set(results.done)
+    before = rows_of(tmp_path / "out")
     assert 20 <= len(before) < 90
     results = run(plan, source, tmp_path / "out", InlinePool())
-    assert before < results.done
+    assert before.items() < rows_of(tmp_path / "out").items()
     assert sorted(rows_of(tmp_path / "out")) == names
     # Of a source that has got more files only these are scored.
     more = write_pictures(tmp_path / "in", 95)
     run(plan, open_source(str(tmp_path / "in")), tmp_path / "out", InlinePool())
     assert sorted(rows_of(tmp_path / "out")) == more
-    manifest = read_manifest(tmp_path / "out")
+    manifest = read_manifest(LocalFolder(tmp_path / "out"))
     assert manifest is not None
     assert (manifest.finished, manifest.pictures, manifest.repeats) == (True, 95, 0)

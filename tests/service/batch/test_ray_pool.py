@@ -48,6 +48,7 @@ class KilledOnce(RayPool):
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: the extra `cluster`")
+@pytest.mark.timeout(600)  # a busy machine starts Ray and two actors, with torch, in minutes
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_a_killed_actor_costs_no_picture(plan: Plan, tmp_path: Path) -> None:
     """Ray starts with nothing set up; another actor takes the place of one that ends, and each picture has one row."""

@@ -12,10 +12,12 @@ from convmlp_client.masks import Mask
 from model.errors import ImageUndecodable
 from service.batch import sinks
 from service.batch.coco import require_coco, write_coco
-from service.batch.manifest import JobEntry, ModelEntry, ResultsInvalid, read_manifest
-from service.batch.score import Row, error_row
+from service.batch.folders import LocalFolder, ResultsInvalid
+from service.batch.manifest import JobEntry, ModelEntry, read_manifest
+from service.batch.score import Row, crash_row, error_row
 from service.batch.sinks import OutputFormat, Results, open_results
-from service.errors import BadParameter
+from service.errors import BadParameter, Overloaded
+from tests.service.batch.pictures import has_exactly
 
 RLE = dict(Mask.from_array(np.tile(np.arange(6) == 1, (4, 1))).rle())
 """The second column of a picture of 6 x 4 pixels."""
@@ -53,7 +55,7 @@ def test_rows_outlive_the_process(tmp_path: Path) -> None:
     whole = partial.read_bytes()
     partial.write_bytes(whole + b'{"id":"c","ima')
     with open_results(tmp_path, job()) as results:
-        assert results.done == {"a", "b"}
+        assert has_exactly(results.done, "a", "b")
         results.append([labels("c"), error_row("d", ImageUndecodable("empty"))])
         results.close_part()
     (part,) = tmp_path.glob("part-*")
@@ -61,7 +63,36 @@ def test_rows_outlive_the_process(tmp_path: Path) -> None:
     assert part.read_bytes().startswith(whole)
     assert [json.loads(line)["id"] for line in part.read_bytes().splitlines()] == ["a", "b", "c", "d"]
     with open_results(tmp_path, job()) as results:
-        assert (results.done, results.errors) == ({"a", "b", "c", "d"}, {"image-undecodable": 1})
+        assert has_exactly(results.done, "a", "b", "c", "d")
+        assert results.errors == {"image-undecodable": 1}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_rows_with_transient_errors_are_scored_again(tmp_path: Path, form: str) -> None:
+    """They are in a part of their own, which the next run removes once it has loaded its models; the others stay."""
+    pytest.importorskip("pyarrow")
+    entry = job(form)
+    with open_results(tmp_path, entry) as results:
+        results.begin({"pets": "fp32"}, ["cpu"])
+        results.append([labels("a"), error_row("b", Overloaded("no memory")), crash_row("c")])
+        assert results.append([labels("b")]) == 0
+        results.close_parts()
+        results.save_manifest("listing")
+    assert [path.name for path in sorted(tmp_path.glob("part-*"))] == [f"part-00000.{form}", f"part-retry.{form}"]
+    manifest = read_manifest(LocalFolder(tmp_path))
+    assert manifest is not None
+    assert (manifest.pictures, manifest.transient_errors) == (3, 2)
+    with open_results(tmp_path, entry) as results:
+        assert has_exactly(results.done, "a")
+        assert results.errors == {}
+        assert (tmp_path / f"part-retry.{form}").exists()
+        results.begin({"pets": "fp32"}, ["cpu"])
+        assert not (tmp_path / f"part-retry.{form}").exists()
+        results.append([labels("b"), crash_row("c")])
+    # This run was stopped: what it had no answer for is scored once more.
+    with open_results(tmp_path, entry) as results:
+        assert has_exactly(results.done, "a", "b")
+    assert [path.name for path in tmp_path.glob("part-*retry*")] == []
 
 
 def test_a_part_that_is_one_torn_line_is_empty(tmp_path: Path) -> None:
@@ -69,7 +100,7 @@ def test_a_part_that_is_one_torn_line_is_empty(tmp_path: Path) -> None:
     write(tmp_path, job(), labels("a"))
     (tmp_path / "part-00001.jsonl.partial").write_bytes(b'{"id":"b"' + b" " * 100_000)
     with open_results(tmp_path, job()) as results:
-        assert results.done == {"a"}
+        assert has_exactly(results.done, "a")
         results.append([labels("b")])
         results.close_part()
     assert (tmp_path / "part-00001.jsonl").read_bytes() == labels("b").line + b"\n"
@@ -118,8 +149,8 @@ def test_a_full_part_is_closed(tmp_path: Path) -> None:
         results.append([labels("b")])
         results.close_part()
         results.save_manifest("listing")
-    assert [path.name for path in results.parts()] == ["part-00000.jsonl", "part-00001.jsonl"]
-    manifest = read_manifest(tmp_path)
+    assert results.parts() == ["part-00000.jsonl", "part-00001.jsonl"]
+    manifest = read_manifest(LocalFolder(tmp_path))
     assert manifest is not None
     assert (manifest.finished, manifest.pictures, manifest.devices) == (True, 2, ("cpu",))
 
@@ -140,7 +171,8 @@ def test_parquet_has_typed_columns(tmp_path: Path) -> None:
     # The JSON of a part is still there if the process was killed between writing one and removing the other.
     (tmp_path / "part-00000.jsonl.partial").write_bytes(found.line + b"\n")
     with open_results(tmp_path, entry) as results:
-        assert (results.done, dict(results.errors)) == ({"a", "b"}, {"image-undecodable": 1})
+        assert has_exactly(results.done, "a", "b")
+        assert dict(results.errors) == {"image-undecodable": 1}
     assert not list(tmp_path.glob("*.partial"))
     maps = row("c", segments=[{"label": "cat", "index": 0, "area": 4, "confidence": 0.5, "mask": "QUJD"}])
     write(tmp_path / "png", job("parquet", task="segment", mask_format="png"), maps)
@@ -157,7 +189,7 @@ def test_coco_is_read_by_pycocotools(tmp_path: Path, mask: Any) -> None:  # noqa
     found = row("a", detections=[{"label": "dog", "index": 1, "score": 0.75, "box": box, "mask": mask}])
     entry = job("coco", task="detect", mask_format="rle")
     results = write(tmp_path, entry, error_row("b", ImageUndecodable("empty")), found)
-    write_coco(results.parts(), tmp_path / "coco.json", entry, ("cat", "dog"))
+    write_coco(results.lines, tmp_path / "coco.json", entry, ("cat", "dog"))
     read = coco.COCO(str(tmp_path / "coco.json"))
     (annotation,) = read.loadAnns(read.getAnnIds())
     assert (annotation["bbox"], annotation["area"], annotation["score"]) == ([1, 0, 1, 4], 4, 0.75)
@@ -171,7 +203,7 @@ def test_segments_have_the_box_of_their_mask(tmp_path: Path) -> None:
     """COCO's annotations all have a box; that of a segment is what its pixels cover."""
     found = row("a", segments=[{"label": "cat", "index": 0, "area": 4, "confidence": 0.5, "mask": RLE}])
     entry = job("coco", task="segment", mask_format="rle")
-    write_coco(write(tmp_path, entry, found).parts(), tmp_path / "coco.json", entry, ("cat",))
+    write_coco(write(tmp_path, entry, found).lines, tmp_path / "coco.json", entry, ("cat",))
     (annotation,) = json.loads((tmp_path / "coco.json").read_text())["annotations"]
     assert (annotation["bbox"], annotation["area"], annotation["score"]) == ([1, 0, 1, 4], 4, 0.5)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from model.errors import ImageUndecodable
+from service.batch.compact import IdSet
 from service.batch.samples import Sample
 from service.batch.shards import ParquetColumns
 from service.batch.sources import SourceInvalid, open_source
@@ -19,7 +20,7 @@ NOTHING: frozenset[str] = frozenset()
 
 def samples_of(text: Path | str, done: Set[str] = NOTHING, columns: ParquetColumns | None = None) -> list[Sample]:
     """All samples of IN, as a job gets them that has `done`."""
-    units = list(open_source(str(text), columns=columns).units(done, threads=2))
+    units = list(open_source(str(text), columns=columns).units(IdSet(done), threads=2))
     assert all(unit.pictures is None or unit.pictures > 0 for unit in units)
     return [sample for unit in units for sample in unit.samples(NOTHING)]
 
@@ -45,7 +46,7 @@ def test_what_is_done_is_left_out(tmp_path: Path) -> None:
     """A unit has only pictures without a row; few pictures are spread over the threads."""
     names = write_pictures(tmp_path, 20)
     assert ids(samples_of(tmp_path, set(names[:15]))) == names[15:]
-    units = list(open_source(str(tmp_path)).units(set(), threads=2))
+    units = list(open_source(str(tmp_path)).units(IdSet(), threads=2))
     assert max(unit.pictures or 0 for unit in units) <= 20 // 2
 
 
@@ -115,9 +116,27 @@ def test_a_parquet_file(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [{"bytes": picture(1), "path": None}]}), tmp_path / "hf.parquet")
     assert samples_of(tmp_path / "paths.parquet")[0].data == picture(0)
     assert samples_of(tmp_path / "hf.parquet")[0].data == picture(1)
-    pq.write_table(pa.table({"other": [1]}), tmp_path / "other.parquet")
-    (wrong,) = samples_of(tmp_path / "other.parquet")
-    assert (wrong.id, "lacks the column any of image" in str(wrong.data)) == ("other.parquet", True)
+
+
+def test_parquet_files_without_pictures_are_refused(tmp_path: Path) -> None:
+    """Before anything is scored, with the columns that there are; a damaged file, or one behind the first, is a row
+    with its error."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    (tmp_path / "0.parquet").write_bytes(b"damaged")
+    pq.write_table(pa.table({"other": [1], "image": [1.5]}), tmp_path / "1.parquet")
+    for columns, message in (
+        (None, "has double in the column image; expected bytes, paths or structs of them"),
+        (ParquetColumns("photo"), "1.parquet lacks the column photo; it has other, image; name one with"),
+        (ParquetColumns("other", "key"), "lacks the column key"),
+    ):
+        with pytest.raises(SourceInvalid, match=message):
+            open_source(str(tmp_path), columns=columns)
+    pq.write_table(pa.table({"jpg": [picture(0)]}), tmp_path / "0.parquet")
+    found = samples_of(tmp_path)
+    assert ids(found) == ["0.parquet/0", "1.parquet"]
+    assert "has double in the column image" in str(found[1].data)
 
 
 def test_what_is_no_source_is_refused(tmp_path: Path) -> None:
@@ -141,7 +160,7 @@ def test_units_do_not_depend_on_the_working_directory(tmp_path: Path, monkeypatc
     units = [
         unit
         for text in ("in", "in/*/*.jpg", "in/some.txt", "in/shard.tar")
-        for unit in open_source(text).units(set(), 1)
+        for unit in open_source(text).units(IdSet(), 1)
     ]
     monkeypatch.chdir("/")
     assert all(isinstance(sample.data, bytes) for unit in units for sample in unit.samples(NOTHING))
@@ -151,8 +170,8 @@ def test_a_folder_that_disappears_is_no_pictures_fault(tmp_path: Path) -> None:
     """A file that was deleted is an error of its own; a folder that is missing, on a node for example, ends the job."""
     write_pictures(tmp_path / "in", 4)
     write_tar(tmp_path / "shards/0.tar", {"a.jpg": picture(1)})
-    (unit,) = open_source(f"{tmp_path}/in/*/000.jpg").units(set(), 1)
-    (shard,) = open_source(f"{tmp_path}/shards").units(set(), 1)
+    (unit,) = open_source(f"{tmp_path}/in/*/000.jpg").units(IdSet(), 1)
+    (shard,) = open_source(f"{tmp_path}/shards").units(IdSet(), 1)
     (tmp_path / "in/a/000.jpg").unlink()
     (sample,) = unit.samples(NOTHING)
     assert isinstance(sample.data, ImageUndecodable)
@@ -167,6 +186,6 @@ def test_a_folder_that_disappears_is_no_pictures_fault(tmp_path: Path) -> None:
 def test_units_of_a_large_shard_are_listed_as_they_are_needed(tmp_path: Path) -> None:
     """The first unit is there before the last member is read."""
     write_tar(tmp_path / "many.tar", {f"{number}.png": b"x" for number in range(200)})
-    units = open_source(str(tmp_path / "many.tar")).units(set(), threads=1)
+    units = open_source(str(tmp_path / "many.tar")).units(IdSet(), threads=1)
     assert [unit.pictures for unit in islice(units, 2)] == [32, 32]
     assert sum(unit.pictures or 0 for unit in units) == 136

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from service.batch.compact import IdSet
 from service.batch.sources import SourceInvalid, open_source
 from service.batch.storage import PackageMissing, Place, StorageFailed
 from tests.service.batch.object_store import ObjectStore, object_store
@@ -15,13 +16,9 @@ OBJECTS = {f"pictures/train/{folder}/{number}.jpg": picture(number) for folder i
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
+def store(tmp_path: Path, credentials: dict[str, str]) -> Iterator[ObjectStore]:  # noqa: ARG001
     """A store with pictures, and with a shard."""
     pytest.importorskip("pyarrow")
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     write_tar(tmp_path / "0.tar", {f"{number}.jpg": picture(number) for number in range(5)})
     with object_store({**OBJECTS, "pictures/shards/0.tar": (tmp_path / "0.tar").read_bytes()}) as running:
         yield running
@@ -33,19 +30,19 @@ def test_pictures_of_an_object_store(store: ObjectStore) -> None:
     store.objects = {name: data for name, data in store.objects.items() if not name.endswith("a/3.jpg")}
     before = store.requests
     done = {f"b/{number}.jpg" for number in range(12)}
-    found = {one.id: one.data for unit in source.units(done, threads=1) for one in unit.samples(frozenset())}
+    found = {one.id: one.data for unit in source.units(IdSet(done), threads=1) for one in unit.samples(frozenset())}
     assert store.requests - before <= 3 * len(found)
     assert sorted(found) == sorted(f"a/{number}.jpg" for number in range(12))
     missing = found.pop("a/3.jpg")
     assert str(missing) == "cannot be read: there is no such object"
     assert all(data == OBJECTS[f"pictures/train/{name}"] for name, data in found.items())
-    (unit,) = open_source("s3://pictures/train/a/1.jpg", store.url).units(set(), threads=1)
+    (unit,) = open_source("s3://pictures/train/a/1.jpg", store.url).units(IdSet(), threads=1)
     assert [one.id for one in unit.samples(frozenset())] == ["1.jpg"]
 
 
 def test_a_shard_of_an_object_store(store: ObjectStore) -> None:
     """It is read once, from its beginning to its end; members that are done are left out."""
-    (unit,) = open_source("s3://pictures/shards", store.url).units({"0.tar/2.jpg"}, threads=1)
+    (unit,) = open_source("s3://pictures/shards", store.url).units(IdSet(["0.tar/2.jpg"]), threads=1)
     assert unit.pictures is None
     found = list(unit.samples(frozenset({"0.tar/4.jpg"})))
     assert [one.id for one in found] == ["0.tar/0.jpg", "0.tar/1.jpg", "0.tar/3.jpg"]

@@ -85,7 +85,6 @@ def test_a_node_is_started_as_head_or_joins_one() -> None:
     assert "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S" not in environment
 
 
-@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def lives(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
@@ -106,6 +105,7 @@ async def test_a_node_leaves_no_process_behind(tmp_path: Path) -> None:
     assert not lives(pid)
 
 
+@pytest.mark.skipif(find_spec("ray") is not None, reason="Ray is installed")
 def test_without_ray_the_error_names_the_extra() -> None:
     """Ray is optional, and the error has the command that installs it."""
     done = subprocess.run(
