@@ -1,7 +1,7 @@
 """Pins every package, and most by the hashes of its files. `make locks` runs it.
 
-- requirements/*.txt is for `make serve`, `make test`, `make bench` and `make test-cluster`: any Python and platform that
-  the project is for.
+- requirements/*.txt is for `make serve`, `make test`, `make bench` and `make test-cluster`: any Python and platform
+  that the project is for.
 - docker/locks/*.txt is for the images: their own Python and platform. Versions are those of requirements/.
 
 What is pinned is read from the two pyproject.toml files, so those stay the one place where dependencies are named.
