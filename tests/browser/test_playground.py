@@ -18,6 +18,7 @@ from tests.browser.chromium import CHROMIUM, Tab, accessibility_faults, open_tab
 from tests.model.heif_files import picture
 from tests.model.picture_files import PHOTO, encoded
 from tests.service.frontend.rest_server import Rest, open_rest
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
 
@@ -196,7 +197,7 @@ async def test_an_overloaded_service_names_a_time_to_try_again() -> None:
         rest.worker.runner.unblocked.clear()
         body = REFERENCE_PICTURE.read_bytes()
         held = asyncio.create_task(rest.http.post("/classify", content=body))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while len(rest.worker.runner.batches) == before:
                 await asyncio.sleep(0.01)
         await tab.page.locator("#file").set_input_files(REFERENCE_PICTURE)
@@ -247,7 +248,7 @@ async def test_keys(tmp_path: Path) -> None:
         assert await tab.run("Object.values(localStorage).length") == 0
 
         keys.write_text(f"{new}\n", encoding="ascii")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (await rest.http.get("/models", headers={"Authorization": f"Bearer {new}"})).status_code != 200:
                 await asyncio.sleep(0.05)
         await tab.page.locator("#ask").click()

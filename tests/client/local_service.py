@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
+from tests.ports import closed_port
 from tests.service.frontend.grpc_server import serving
 from tests.waiting import PATIENCE_S
 
@@ -78,7 +79,7 @@ async def _open(settings: Settings) -> AsyncIterator[LocalService]:
             listener = socket.create_server(("127.0.0.1", 0))
             stop = asyncio.Event()
             service = create_app(front_end.engine, front_end.auth, settings, front_end.metrics, front_end.registry)
-            rest = asyncio.create_task(serve(service, [listener], stop, 5.0))
+            rest = asyncio.create_task(serve(service, [listener], stop, PATIENCE_S))
             while not front_end.engine.readiness().ready:
                 await asyncio.sleep(0.01)
             try:
@@ -122,9 +123,20 @@ class Variant:
     kind: type[Client] | type[AsyncClient]
     transport: str
 
+    def open(self, service: LocalService, **options: Any) -> AbstractAsyncContextManager[UniformClient]:  # noqa: ANN401
+        return self._open(service.url(self.transport), **options)
+
     @asynccontextmanager
-    async def open(self, service: LocalService, **options: Any) -> AsyncIterator[UniformClient]:  # noqa: ANN401
-        client = UniformClient(self.kind(service.url(self.transport), **options))
+    async def open_without_service(self, **options: Any) -> AsyncIterator[UniformClient]:  # noqa: ANN401
+        """At a port where connections are refused."""
+        scheme = "http" if self.transport == "rest" else "grpc"
+        with closed_port() as port:
+            async with self._open(f"{scheme}://127.0.0.1:{port}", **options) as client:
+                yield client
+
+    @asynccontextmanager
+    async def _open(self, url: str, **options: Any) -> AsyncIterator[UniformClient]:  # noqa: ANN401
+        client = UniformClient(self.kind(url, **options))
         try:
             yield client
         finally:

@@ -289,13 +289,12 @@ async def test_models_are_listed(service: LocalService, variant: Variant) -> Non
     assert classifier.weights_sha256 == service.front_end.engine.models()[0].config.weights_sha256
 
 
-async def test_wait_until_ready(variant: Variant) -> None:
+async def test_wait_until_ready(service: LocalService, variant: Variant) -> None:
     """With a ready service `wait_until_ready` returns. Without a service it raises an error with the reason."""
-    with open_service() as service:
-        async with variant.open(service) as client:
-            assert await client.call("ready") is True
-            await client.call("wait_until_ready", 20)
-    async with variant.open(service) as client:  # the service has stopped
+    async with variant.open(service) as client:
+        assert await client.call("ready") is True
+        await client.call("wait_until_ready", 60)
+    async with variant.open_without_service() as client:
         assert await client.call("ready") is False
         with pytest.raises(DeadlineExceeded, match=r"was not ready within 0.5 s: "):
             await client.call("wait_until_ready", 0.5)

@@ -158,9 +158,7 @@ async def test_each_image_has_its_own_timeout(fresh_service: LocalService, varia
 
 async def test_a_stopped_service_fails_each_image(variant: Variant) -> None:
     """Without a service each image's outcome has ConnectionFailed."""
-    with open_service() as service:
-        pass
-    async with variant.open(service, retries=0) as client:
+    async with variant.open_without_service(retries=0) as client:
         outcomes = await client.call_many("classify_many", pictures(3))
     assert [type(one.error) for one in outcomes] == [ConnectionFailed] * 3
 

@@ -23,6 +23,7 @@ from convmlp_client import (
     Unavailable,
 )
 from tests.client.fault_servers import RESULT, http_server, problem, response
+from tests.ports import closed_port
 
 QUICK = Retries(attempts=3, first_wait_s=0.001)
 AT_ONCE = ("retry-after: 0",)
@@ -186,13 +187,12 @@ async def test_compressed_responses_are_decoded() -> None:
 
 async def test_a_refused_connection_names_the_service() -> None:
     """If nothing listens, the error names the address without the URL's password, and `ready` is False."""
-    async with http_server(None) as server:
-        pass
-    address = server.url.removeprefix("http://")
-    async with AsyncClient(f"http://me:secret@{address}", retries=0) as client:
-        with pytest.raises(ConnectionFailed) as caught:
-            await client.classify(b"picture")
-        assert await client.ready() is False
+    with closed_port() as port:
+        address = f"127.0.0.1:{port}"
+        async with AsyncClient(f"http://me:secret@{address}", retries=0) as client:
+            with pytest.raises(ConnectionFailed) as caught:
+                await client.classify(b"picture")
+            assert await client.ready() is False
     assert f"cannot connect to http://{address}: " in caught.value.detail
     assert "secret" not in caught.value.detail
 

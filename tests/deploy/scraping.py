@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import yaml
 
 CONFIGURATION = Path(__file__).parents[2] / "docker/prometheus"
@@ -66,7 +66,6 @@ class Prometheus:
 def running_prometheus(folder: Path, targets: Mapping[str, Sequence[str]]) -> Iterator[Prometheus]:
     """`targets`: HOST:PORT of each, by job; jobs of the configuration that have none here are left without."""
     folder.mkdir()
-    port = _free_port()
     config = yaml.safe_load((CONFIGURATION / "prometheus.yml").read_text())
     pace = f"{INTERVAL_S:.0f}s"
     config["global"] |= {"scrape_interval": pace, "scrape_timeout": pace, "evaluation_interval": pace}
@@ -86,12 +85,13 @@ def running_prometheus(folder: Path, targets: Mapping[str, Sequence[str]]) -> It
                 "prometheus",
                 f"--config.file={folder}/prometheus.yml",
                 f"--storage.tsdb.path={folder}/data",
-                f"--web.listen-address=127.0.0.1:{port}",
+                "--web.listen-address=127.0.0.1:0",
             ],
             stdout=subprocess.DEVNULL,
             stderr=log,
         )
     try:
+        port = _port_of(process, folder / "log")
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as http:
             _wait_until_ready(http, process, folder / "log")
             yield Prometheus(http)
@@ -115,8 +115,13 @@ def _wait_until_ready(http: httpx2.Client, process: subprocess.Popen[bytes], log
             time.sleep(0.1)
 
 
-def _free_port() -> int:
-    """A port that was free a moment ago: Prometheus accepts port 0, but does not report its port."""
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        port: int = held.getsockname()[1]
-        return port
+def _port_of(process: subprocess.Popen[bytes], log: Path) -> int:
+    """Where it listens, by the system: Prometheus does not report its port."""
+    until_s = time.monotonic() + START_TIMEOUT_S
+    while True:
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < until_s, log.read_text()
+        for connection in psutil.Process(process.pid).net_connections("tcp4"):
+            if connection.status == psutil.CONN_LISTEN:
+                return connection.laddr.port
+        time.sleep(0.1)

@@ -25,7 +25,7 @@ from service.process import EXIT_CONFIG
 from tests.e2e.convmlp_process import RunningService, running_service, started_service
 from tests.service.frontend.api.vision.classify_stream import next_of
 from tests.service.frontend.grpc_server import health_of
-from tests.waiting import eventually
+from tests.waiting import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
@@ -34,7 +34,6 @@ PICTURE = REFERENCE_PICTURE.read_bytes()
 CLASSIFY_ONLY = ("--models", "convmlp_pets_breed")
 OK, UNAVAILABLE = grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE
 SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERVING
-PATIENCE_S = 60.0
 
 
 @pytest.fixture(scope="module")

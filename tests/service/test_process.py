@@ -11,18 +11,10 @@ from collections.abc import Callable
 import pytest
 
 from service.process import OTHER_FILES, address_of, connection_limit, hold_port, open_listener
+from tests.ports import listen_beside
+from tests.waiting import PATIENCE_S
 
 LOOPBACK = "127.0.0.1"
-
-
-def listen_beside(port: int) -> socket.socket:
-    """As gRPC's server does it."""
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((LOOPBACK, port))
-    listener.listen()
-    return listener
 
 
 def refused(take: Callable[[str, int], socket.socket], port: int) -> bool:
@@ -43,11 +35,11 @@ def test_a_held_port_is_for_its_own_listeners_alone() -> None:
             for listener in (first, second):
                 listener.setblocking(False)
             for _ in range(32):
-                with socket.create_connection((LOOPBACK, port), timeout=20):
+                with socket.create_connection((LOOPBACK, port), timeout=PATIENCE_S):
                     assert any(_accepts(listener) for listener in (first, second))
         assert (refused(hold_port, port), refused(open_listener, port)) == (True, True)
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection((LOOPBACK, port), timeout=20)
+            socket.create_connection((LOOPBACK, port), timeout=PATIENCE_S)
 
 
 def _accepts(listener: socket.socket) -> bool:
@@ -62,7 +54,7 @@ def test_a_port_is_free_again_at_once() -> None:
     """A port can be bound again at once, even while its old connections linger."""
     with hold_port(LOOPBACK, 0) as held:
         port = held.getsockname()[1]
-        with listen_beside(port) as listener, socket.create_connection((LOOPBACK, port), timeout=20) as caller:
+        with listen_beside(port) as listener, socket.create_connection((LOOPBACK, port), timeout=PATIENCE_S) as caller:
             listener.accept()[0].close()  # the side that closes first keeps the lingering end
             assert caller.recv(1) == b""
     hold_port(LOOPBACK, port).close()
@@ -91,7 +83,7 @@ def test_any_address_of_ipv6_is_any_of_ipv4_as_well() -> None:
         port = listener.getsockname()[1]
         assert address_of(listener) == f"[::]:{port}"
         for host in ("::1", LOOPBACK):
-            with socket.create_connection((host, port), timeout=20):
+            with socket.create_connection((host, port), timeout=PATIENCE_S):
                 listener.accept()[0].close()
 
 

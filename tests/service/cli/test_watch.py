@@ -6,7 +6,6 @@ import asyncio
 import importlib.util
 import json
 import signal
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,6 +22,7 @@ from service.cli.inputs import ImageFile
 from service.cli.sources.feed import Feed
 from service.cli.sources.frame import Frame
 from service.cli.watching import Watching
+from tests.ports import closed_port, listen_beside
 from tests.service.cli.convmlp_command import convmlp, started, url
 from tests.service.cli.rtsp_camera import open_camera
 from tests.service.frontend.picture_site import Answer, open_site
@@ -221,37 +221,36 @@ async def test_a_camera_that_is_lost(rest: Rest, grpc_url: str) -> None:
 async def test_a_service_that_is_away(rest: Rest, tmp_path: Path) -> None:
     """Files wait for a service, and a camera's frames are dropped until it answers: the command goes on."""
     (tmp_path / "one.png").write_bytes(picture(5))
-    with socket.create_server(("127.0.0.1", 0)) as reserved:
-        port = reserved.getsockname()[1]
     stopping = asyncio.Event()
 
     async def pause(number: int) -> None:
-        await asyncio.sleep(0.1 if number < 200 and not stopping.is_set() else 0)
+        await asyncio.sleep(0.3 if number < 200 and not stopping.is_set() else 0)
 
-    async with open_site() as site:
-        site.answers["/video"] = mjpeg(200, pause=pause)
-        common = ("--task", "classify", "--url", f"http://127.0.0.1:{port}")
-        async with (
-            started("watch", str(tmp_path), "--existing", *common) as of_folder,
-            started("watch", site.url("/video"), *common) as of_camera,
-        ):
-            assert "(files wait until" in await next_message(of_folder, "cannot connect")
-            assert "(frames are dropped until" in await next_message(of_camera, "cannot connect")
-            async with forwarded(port, rest.port):
-                assert (await next_line(of_folder))["file"] == "one.png"
-                assert (await next_line(of_camera))["frame"] > 1
-                for process in (of_folder, of_camera):
-                    await next_message(process, "the service answers again")
-                _, err, status = await ended(of_folder, signal.SIGTERM)
-                assert (status, "0 dropped" in err) == (143, True)
-                stopping.set()
-                _, err, status = await ended(of_camera)
-                assert (status, "while the service did not answer" in err) == (0, True)
+    with closed_port() as port:
+        async with open_site() as site:
+            site.answers["/video"] = mjpeg(200, pause=pause)
+            common = ("--task", "classify", "--url", f"http://127.0.0.1:{port}")
+            async with (
+                started("watch", str(tmp_path), "--existing", *common) as of_folder,
+                started("watch", site.url("/video"), *common) as of_camera,
+            ):
+                assert "(files wait until" in await next_message(of_folder, "cannot connect")
+                assert "(frames are dropped until" in await next_message(of_camera, "cannot connect")
+                async with forwarded(port, rest.port):
+                    assert (await next_line(of_folder))["file"] == "one.png"
+                    assert (await next_line(of_camera))["frame"] > 1
+                    for process in (of_folder, of_camera):
+                        await next_message(process, "the service answers again")
+                    _, err, status = await ended(of_folder, signal.SIGTERM)
+                    assert (status, "0 dropped" in err) == (143, True)
+                    stopping.set()
+                    _, err, status = await ended(of_camera)
+                    assert (status, "while the service did not answer" in err) == (0, True)
 
 
 @asynccontextmanager
 async def forwarded(port: int, to: int) -> AsyncIterator[None]:
-    """Connections to `port` reach the one at `to`."""
+    """Connections to `port`, which is closed until now, reach the one at `to`."""
 
     async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(2**16):
@@ -262,7 +261,7 @@ async def forwarded(port: int, to: int) -> AsyncIterator[None]:
         their_reader, their_writer = await asyncio.open_connection("127.0.0.1", to)
         await asyncio.gather(copy(reader, their_writer), copy(their_reader, writer), return_exceptions=True)
 
-    server = await asyncio.start_server(connect, "127.0.0.1", port)
+    server = await asyncio.start_server(connect, sock=listen_beside(port))
     try:
         yield
     finally:

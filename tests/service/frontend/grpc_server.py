@@ -24,7 +24,7 @@ from service.frontend.grpc_main import create_rpc
 from service.process import hold_port
 from service.settings import Settings
 from tests.fakes import FakeWorker, fake_worker
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
@@ -100,7 +100,7 @@ async def open_rpc(
     *,
     keep_alive: KeepAlive | None = None,
     credentials: grpc.ServerCredentials | None = None,
-    drain_timeout_s: float = 5.0,
+    drain_timeout_s: float = PATIENCE_S,
     more: Sequence[Bundle] = (),
     **overrides: Any,  # noqa: ANN401
 ) -> AsyncIterator[RpcWithWorker]:
@@ -138,7 +138,7 @@ async def serving(
     settings: Settings,
     keep_alive: KeepAlive | None = None,
     credentials: grpc.ServerCredentials | None = None,
-    drain_timeout_s: float = 5.0,
+    drain_timeout_s: float = PATIENCE_S,
 ) -> AsyncIterator[RunningServer]:
     """The gRPC server of a front-end."""
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, keep_alive)

@@ -63,7 +63,7 @@ class Rest:
 async def open_rest(
     *,
     with_worker: bool = True,
-    drain_timeout_s: float = 5.0,
+    drain_timeout_s: float = PATIENCE_S,
     registry: CollectorRegistry | None = None,
     tasks: Sequence[Task] = tuple(Task),
     more: Sequence[Bundle] = (),

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.service.frontend.held_threads import held_threads
 from tests.service.frontend.rest_server import Rest, open_rest, picture
 from tests.waiting import until
 
 GREEDY, MODEST = "0123456789abcdef", "fedcba9876543210"
-MANY, FEW = 16, 3
+MANY, FEW = 32, 3
 SIDE = 1500
 """Of pictures that take some 10 ms to decode."""
 
@@ -40,9 +41,13 @@ async def test_a_flood_of_large_pictures_starves_no_other_caller(body: bytes, tm
     answered long before them."""
     answered: list[str] = []
     async with open_rest(api_keys_file=with_two_keys(tmp_path), prepare_threads=1) as rest:
-        flood = [asyncio.create_task(send(rest, GREEDY, large(), answered)) for _ in range(MANY)]
-        await until(lambda: rest.engine.threads.waiting >= MANY - 4)
-        for _ in range(FEW):
+        async with held_threads(rest.engine.threads):
+            flood = [asyncio.create_task(send(rest, GREEDY, large(), answered)) for _ in range(MANY)]
+            await until(lambda: rest.engine.threads.waiting == MANY)
+            first = asyncio.create_task(send(rest, MODEST, body, answered))
+            await until(lambda: rest.engine.threads.waiting == MANY + 1)
+        await first
+        for _ in range(FEW - 1):
             await send(rest, MODEST, body, answered)
         ahead = answered.count(GREEDY)
         await asyncio.gather(*flood)
@@ -58,10 +63,12 @@ async def test_a_small_picture_does_not_wait_for_all_large_ones_of_its_caller() 
             assert (await rest.http.post("/classify", content=body)).status_code == 200
             ended.append(name)
 
-        flood = [asyncio.create_task(post("large", large())) for _ in range(MANY)]
-        await until(lambda: rest.engine.threads.waiting >= MANY - 4)
-        await post("small", picture())
-        await asyncio.gather(*flood)
+        async with held_threads(rest.engine.threads):
+            posts = [asyncio.create_task(post("large", large())) for _ in range(MANY)]
+            await until(lambda: rest.engine.threads.waiting == MANY)
+            posts.append(asyncio.create_task(post("small", picture())))
+            await until(lambda: rest.engine.threads.waiting == MANY + 1)
+        await asyncio.gather(*posts)
     assert ended.index("small") <= MANY / 2, ended
 
 

@@ -24,6 +24,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from service.observability.exposition import MAX_SCRAPES, metrics_server
 from service.observability.snapshots import FORMAT, PUBLISH_INTERVAL_S, SUFFIX, Snapshot
 from tests.service.observability.metrics_process import metrics_process, wait_for
+from tests.waiting import PATIENCE_S
 
 COUNTED = "convmlp_requests_total"
 DROPPED = "convmlp_metrics_snapshots_dropped_total"
@@ -378,7 +379,7 @@ def test_a_metrics_port_negotiates(
 
 def test_silent_connections_do_not_take_a_metrics_port(metrics_port: int) -> None:
     """Connections beyond the bound are closed, and those that send nothing make room again."""
-    silent = [socket.create_connection(("127.0.0.1", metrics_port), timeout=20) for _ in range(MAX_SCRAPES + 3)]
+    silent = [socket.create_connection(("127.0.0.1", metrics_port), timeout=PATIENCE_S) for _ in range(MAX_SCRAPES + 3)]
     assert [connection.recv(1) for connection in silent] == [b""] * len(silent)
     for connection in silent:
         connection.close()

@@ -22,6 +22,7 @@ from tests.fakes import fake_worker
 from tests.service.frontend.grpc_server import health_of, refusal
 from tests.service.frontend.rest_server import picture
 from tests.service.observability.span_capture import Traced, caller_trace, front_end, stopped
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -32,7 +33,7 @@ Lines = list[dict[str, Any]]
 
 async def lines_of(process: RunningService, wanted: Callable[[dict[str, Any]], bool], count: int = 1) -> Lines:
     """Wait until there are `count` wanted lines, and return them."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while len(found := [line for line in process.lines if wanted(line)]) < count:
             await asyncio.sleep(0.01)
     return found
@@ -200,7 +201,7 @@ async def _send(port: int, lie: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     path = b"/classify" + lie.replace(b" ", b"%20")
     writer.write(b"GET " + path + b" HTTP/1.1\r\nhost: x\r\nx-request-id: a" + lie + b"\r\nconnection: close\r\n\r\n")
-    await asyncio.wait_for(reader.read(), 20)
+    await asyncio.wait_for(reader.read(), PATIENCE_S)
     writer.close()
     await writer.wait_closed()
 

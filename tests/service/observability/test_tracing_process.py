@@ -21,6 +21,7 @@ from service.process import EXIT_CONFIG
 from service.settings import Settings
 from tests.e2e.convmlp_process import started
 from tests.fakes import fake_worker
+from tests.ports import closed_port
 from tests.service.frontend.grpc_server import refusal
 from tests.service.frontend.rest_server import picture
 from tests.service.observability.collector import SERVER, collecting
@@ -116,22 +117,23 @@ async def test_a_collector_that_refuses_costs_a_line_in_the_log() -> None:
 
 async def test_a_dead_collector_costs_a_line_in_the_log() -> None:
     """With a dead collector more requests than the span queue holds are answered, and the process exits with 0."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = {
         "OTEL_EXPORTER_OTLP_TIMEOUT": "2",
         "OTEL_BSP_MAX_QUEUE_SIZE": "20",
         "OTEL_BSP_MAX_EXPORT_BATCH_SIZE": "20",
     }
-    async with (
-        fake_worker(Settings()) as worker,
-        front_end("rest", worker.address, f"http://name:secret@127.0.0.1:{port}", environment=environment) as rest,
-        httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
-    ):
-        await http.post("/classify", content=picture(9))
-        await asyncio.to_thread(rest.wait_for, "traces cannot be delivered and are dropped until the collector answers")
-        for _ in range(60):
-            assert (await http.post("/classify", content=picture(9))).status_code == 200
+    with closed_port() as port:
+        async with (
+            fake_worker(Settings()) as worker,
+            front_end("rest", worker.address, f"http://name:secret@127.0.0.1:{port}", environment=environment) as rest,
+            httpx2.AsyncClient(base_url=rest.url, timeout=60) as http,
+        ):
+            await http.post("/classify", content=picture(9))
+            await asyncio.to_thread(
+                rest.wait_for, "traces cannot be delivered and are dropped until the collector answers"
+            )
+            for _ in range(60):
+                assert (await http.post("/classify", content=picture(9))).status_code == 200
     warning, *more = [line for line in rest.lines if line["level"] != "info"]
     assert warning["collector"] == f"http://127.0.0.1:{port}"
     assert "refused" in warning["reason"]

@@ -9,6 +9,7 @@ from service.wire.addresses import open_link
 from service.wire.curve import PLAIN, WireOptions
 from service.wire.messages import ToFrontEnd, decode_to_front_end
 from service.wire.transport import Frames, LinkEvents
+from tests.waiting import PATIENCE_S
 
 
 class RawFrontEnd:
@@ -23,7 +24,7 @@ class RawFrontEnd:
 
     async def __aenter__(self) -> Self:
         await self._link.__aenter__()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await self.connected.wait()
         return self
 
@@ -36,7 +37,7 @@ class RawFrontEnd:
 
     async def receive(self) -> ToFrontEnd:
         """The next message of the worker."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             return await self._received.get()
 
     def _on_message(self, header: memoryview, _frames: Frames) -> None:

@@ -13,6 +13,7 @@ from service.wire.worker_endpoint import Envelope, WorkerEndpoint
 from service.worker.model_registry import new_model
 from tests.fakes import fake_answer, fake_bundle
 from tests.service.wire.worker_pool import CLASSIFY, picture
+from tests.waiting import PATIENCE_S
 
 NO_WAIT = WaitEstimate(0.0, 0.0)
 
@@ -33,7 +34,7 @@ class ScriptedWorker(WorkerEndpoint):
 
     async def receive(self) -> Envelope:
         """The next message of a front-end."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             return await self._envelopes.get()
 
     async def introduce(

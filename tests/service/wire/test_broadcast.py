@@ -18,7 +18,7 @@ from service.wire.pool import WorkerPool
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, store_bundle
 from tests.service.wire.scripted_worker import ScriptedWorker
 from tests.service.wire.worker_pool import CLASSIFY, all_ready, classify, far_deadline_s, open_pool, served
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=10**9, model_control=True)
 
@@ -110,7 +110,7 @@ async def test_a_cancelled_load_is_undone(why: str) -> None:
     """A call ends early when one of two workers has loaded the model: neither serves it then."""
     async with at_work() as (pool, workers):
         workers[1].runner.reading.clear()
-        deadline_s = far_deadline_s() if why == "it left" else time.monotonic() + 2.0
+        deadline_s = far_deadline_s() if why == "it left" else time.monotonic() + 4.0
         loading = asyncio.create_task(pool.load("second", deadline_s))
         await until(lambda: served(pool) == [CLASSIFY, "second"])
         if why == "it left":
@@ -147,7 +147,7 @@ async def test_an_unload_that_started_on_one_worker_is_completed_on_all() -> Non
         await all_ready(of_one)
         workers[1].runner.reading.clear()
         loading = asyncio.create_task(of_one.load("second", far_deadline_s()))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (await stored(of_one, "second")).reason != "it is being loaded":
                 await asyncio.sleep(0.005)
         unloading = asyncio.create_task(pool.unload(CLASSIFY, far_deadline_s()))
@@ -170,7 +170,7 @@ async def test_the_store_is_listed_without_silent_workers(tmp_path: Path) -> Non
     ):
         await silent.receive()
         await until(lambda: pool.readiness().ready)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             store = await pool.repository(time.monotonic() + 1000)
         assert CLASSIFY in [model.name for model in store]
 

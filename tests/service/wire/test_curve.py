@@ -21,7 +21,7 @@ from service.wire.messages import PROTOCOL, Hello, ListStore, Phase, State, deco
 from service.wire.worker_client import WorkerClient
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
 from tests.service.cli.convmlp_command import convmlp
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 STATE = State("instance", Phase.READY, "", 0.0, (), {})
 LOOPBACK = "tcp://127.0.0.1:0"
@@ -59,7 +59,7 @@ async def test_the_same_key_file_connects(tmp_path: Path) -> None:
     assert ran.status == 0, ran.err
     settings = Settings(wire_key_file=tmp_path / "wire.key")
     async with answering(worker_wire(settings)) as endpoint, client_of(endpoint, front_end_wire(settings)) as client:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await client.wait_for_state()
             stored: tuple[StoredModel, ...] = await client.repository(asyncio.get_running_loop().time() + 20)
         assert stored == ()
@@ -109,7 +109,7 @@ async def test_other_keys_and_none_are_refused() -> None:
         assert await handshake(endpoint.address, knows_public) == zmq.EVENT_HANDSHAKE_SUCCEEDED
         for options in (PLAIN, WireOptions(keys=other), OtherPair(keys=keys)):
             assert await handshake(endpoint.address, options) != zmq.EVENT_HANDSHAKE_SUCCEEDED
-        async with client_of(endpoint, WireOptions(keys=keys)) as client, asyncio.timeout(20):
+        async with client_of(endpoint, WireOptions(keys=keys)) as client, asyncio.timeout(PATIENCE_S):
             await client.wait_for_state()
 
 
@@ -124,7 +124,7 @@ async def test_a_front_end_trusts_its_own_key_alone() -> None:
 async def test_a_frame_beyond_the_bound_costs_its_sender() -> None:
     """A peer that sends more than any legal message has is disconnected; the others go on."""
     async with answering(WireOptions(max_frame_bytes=100_000)) as endpoint, client_of(endpoint, PLAIN) as client:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await client.wait_for_state()
         with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as caller:
             caller.linger = 0
@@ -134,7 +134,7 @@ async def test_a_frame_beyond_the_bound_costs_its_sender() -> None:
             reply = decode_to_front_end((await caller.recv_multipart())[0])
             assert isinstance(reply, State)
             await caller.send_multipart([encode(Hello(PROTOCOL, ())), bytes(101_000)])
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 await monitor.recv_multipart()
             caller.disable_monitor()
             monitor.close(0)

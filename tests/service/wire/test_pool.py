@@ -30,7 +30,7 @@ from tests.service.wire.worker_pool import (
     picture,
     served,
 )
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=10**9)
 
@@ -393,7 +393,7 @@ async def test_every_change_is_reported() -> None:
         change = pool.next_change()
         assert not change.is_set()
         one.stop.set()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await change.wait()
         assert not pool.next_change().is_set()
 
@@ -413,7 +413,7 @@ async def test_before_the_first_worker_nothing_is_known(tmp_path: Path) -> None:
             for _ in range(10):
                 await asyncio.sleep(0)
             assert not introduced.done()
-            async with ScriptedWorker(f"ipc://{tmp_path}/0") as other, asyncio.timeout(20):
+            async with ScriptedWorker(f"ipc://{tmp_path}/0") as other, asyncio.timeout(PATIENCE_S):
                 await other.introduce()
                 await introduced
 

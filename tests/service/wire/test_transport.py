@@ -15,7 +15,7 @@ import pytest
 from service.wire.addresses import open_link, open_listener
 from service.wire.curve import PLAIN
 from service.wire.transport import Frames, Link, LinkEvents, Listener, NotSent
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 Message = tuple[bytes, list[bytes]]
 LARGE = np.arange(3 << 20, dtype=np.uint8)
@@ -176,7 +176,7 @@ async def test_an_error_of_a_callback_ends_run(address: str) -> None:
             await until(lambda: front_end.events == ["up"])
             front_end.link.send(b"message")
             with pytest.raises(RuntimeError, match="a bug"):
-                await asyncio.wait_for(running, 20)
+                await asyncio.wait_for(running, PATIENCE_S)
 
 
 async def test_a_flood_leaves_turns_to_others(address: str) -> None:
@@ -186,7 +186,7 @@ async def test_a_flood_leaves_turns_to_others(address: str) -> None:
         for _ in range(total):
             front_end.link.send(b"message")
         most = 0
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while (before := len(received)) < total:
                 await asyncio.sleep(0)
                 most = max(most, len(received) - before)

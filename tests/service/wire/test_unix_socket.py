@@ -25,7 +25,7 @@ from service.wire.message_stream import FOREIGN, GREETING, MAX_UNSENT_BYTES
 from service.wire.transport import HEADER_BYTES, Frames, Listener, NotSent
 from service.wire.unix_socket import UnixListener
 from tests.service.wire.raw_front_end import RawFrontEnd
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 MAX_FRAME = 1000
 
@@ -70,7 +70,7 @@ async def test_a_peer_that_sends_no_message_is_disconnected(tmp_path: Path, sent
             assert await reader.readexactly(len(GREETING)) == GREETING
             writer.write(sent)
             with contextlib.suppress(ConnectionResetError):  # where something was left unread
-                assert await asyncio.wait_for(reader.read(), 20) == b""
+                assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""
             writer.close()
             good.send(b"hello")
             await until(lambda: headers == [b"hello"])

@@ -318,7 +318,7 @@ async def test_nothing_is_kept_of_a_request_that_ended(tmp_path: Path) -> None:
             (await worker.next_job()).fail(ModelNotFound("none"))
             with pytest.raises(ModelNotFound):
                 await failed
-            late = asyncio.create_task(predict(client, seconds=0.5))
+            late = asyncio.create_task(predict(client, seconds=2.0))
             late_job = await worker.next_job()
             with pytest.raises(DeadlineExceeded):
                 await late

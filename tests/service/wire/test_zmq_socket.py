@@ -13,7 +13,7 @@ import pytest
 import zmq
 
 from service.wire.zmq_socket import BORROWED_FROM, IN_A_ROW, ZmqSocket
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 
 class Pair(NamedTuple):
@@ -111,7 +111,7 @@ async def test_a_flood_leaves_turns_to_others(pair: Pair) -> None:
     for _ in range(total):
         pair.one.send(b"")
     most = 0
-    async with Inbox(pair.other) as inbox, asyncio.timeout(20):
+    async with Inbox(pair.other) as inbox, asyncio.timeout(PATIENCE_S):
         while (before := len(inbox.messages)) < total:
             await asyncio.sleep(0)
             most = max(most, len(inbox.messages) - before)
@@ -123,7 +123,7 @@ async def test_closing_ends_run(pair: Pair) -> None:
     running = asyncio.create_task(pair.other.run(lambda _: None))
     await asyncio.sleep(0)
     pair.other.close(0)
-    await asyncio.wait_for(running, 20)
+    await asyncio.wait_for(running, PATIENCE_S)
 
 
 async def test_an_error_of_the_callback_ends_run(pair: Pair) -> None:
@@ -137,5 +137,5 @@ async def test_an_error_of_the_callback_ends_run(pair: Pair) -> None:
     for part in (b"first", b"second"):
         pair.one.send(part)
     with pytest.raises(RuntimeError, match="a bug"):
-        await asyncio.wait_for(pair.other.run(fail), 20)
+        await asyncio.wait_for(pair.other.run(fail), PATIENCE_S)
     assert received == [b"first"]

@@ -22,7 +22,7 @@ from service.worker.model_control import MAX_REQUESTS
 from tests.fakes import FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
 from tests.service.wire.raw_front_end import RawFrontEnd
 from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served, status_of
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, model_control=True)
 FIRST = "fake_classify"
@@ -56,7 +56,7 @@ async def stored(pool: WorkerPool, name: str) -> StoredModel:
 
 
 async def until_being_loaded(pool: WorkerPool, name: str) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await stored(pool, name)).reason != "it is being loaded":
             await asyncio.sleep(0.005)
 

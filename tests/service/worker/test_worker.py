@@ -23,7 +23,7 @@ from service.worker.worker import Worker, WorkerWedged
 from tests.fakes import FakeRunner, FakeWorker, fake_bundle, fake_worker, lying_bundle, store_bundle
 from tests.model.tiny_models import ARCHITECTURES, damaged_bundle
 from tests.service.wire.worker_pool import LEVEL, classify, far_deadline_s, front_end, served
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 SETTINGS = Settings(models=("fake",), heartbeat_interval_ms=20, self_check_interval_ms=50)
 
@@ -183,7 +183,7 @@ async def test_only_a_configured_model_must_load_at_the_start(tmp_path: Path) ->
     async with (
         WorkerEndpoint(f"ipc://{tmp_path}/w") as endpoint,
         front_end(endpoint.address) as pool,
-        asyncio.timeout(20),
+        asyncio.timeout(PATIENCE_S),
     ):
         stop = asyncio.Event()
         serving = asyncio.create_task(worker("loaded").run(endpoint, stop))
@@ -234,7 +234,7 @@ async def test_a_wedged_device_ends_the_worker(when: str, tmp_path: Path) -> Non
     async with (
         WorkerEndpoint(f"ipc://{tmp_path}/w") as endpoint,
         front_end(endpoint.address) as pool,
-        asyncio.timeout(20),
+        asyncio.timeout(PATIENCE_S),
     ):
 
         async def load() -> None:

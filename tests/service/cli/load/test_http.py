@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from service.cli.load.http import ConnectionBroken, Connections, request_bytes
+from tests.ports import closed_port
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 GET = request_bytes("GET", "here", "/", {})
@@ -146,10 +147,7 @@ async def test_a_late_response_is_a_timeout() -> None:
 
 async def test_no_server_is_an_error() -> None:
     """The message of a failed connection has the system's reason."""
-    closed = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", 0)
-    port = closed.sockets[0].getsockname()[1]
-    closed.close()
-    await closed.wait_closed()
-    async with Connections("127.0.0.1", port) as connections:
-        with pytest.raises(ConnectionBroken, match="cannot connect: connection refused"):
-            await connections.request(GET, 5)
+    with closed_port() as port:
+        async with Connections("127.0.0.1", port) as connections:
+            with pytest.raises(ConnectionBroken, match="cannot connect: connection refused"):
+                await connections.request(GET, 5)

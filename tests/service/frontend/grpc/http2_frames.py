@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from tests.waiting import PATIENCE_S
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SETTINGS, PING, GOAWAY = 4, 6, 7
 ACK = 1
@@ -34,7 +36,7 @@ class Http2:
 
     async def next(self, kind: int, flags: int = 0) -> Frame:
         """The next frame of that kind with those flags; other frames are skipped."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while True:
                 head = await self._reader.readexactly(9)
                 frame = Frame(head[3], head[4], await self._reader.readexactly(int.from_bytes(head[:3])))

@@ -24,7 +24,7 @@ from tests.service.frontend.grpc_server import (
 )
 from tests.service.frontend.rest_server import picture
 from tests.service.wire.scripted_worker import ScriptedWorker
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -140,7 +140,7 @@ async def test_a_lost_worker_fails_its_calls_at_once(tmp_path: Path) -> None:
             call = rpc.stub.Classify(pb.ClassifyRequest(image=picture()))
             await worker.next_job()
         for asked in (call, rpc.stub.Classify(pb.ClassifyRequest(image=picture()))):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(PATIENCE_S):
                 error = await refusal(asked)
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             assert retry_s(rich(error)) is not None

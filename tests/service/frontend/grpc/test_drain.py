@@ -22,7 +22,7 @@ from tests.service.frontend.grpc_server import (
     rich,
 )
 from tests.service.frontend.rest_server import picture
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -42,7 +42,7 @@ async def drain_begun(rpc: RpcWithWorker) -> None:
     """Stop the server, and wait until it accepts no connection."""
     rpc.server.stop.set()
     host, _, port = rpc.address.rpartition(":")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while True:
             try:
                 _, writer = await asyncio.open_connection(host, int(port))
@@ -61,7 +61,7 @@ async def test_calls_in_flight_are_finished(fresh_rpc: RpcWithWorker) -> None:
     assert (await refusal(fresh_rpc.stub.Classify(classify(1)))).code() is grpc.StatusCode.UNAVAILABLE
     fresh_rpc.worker.runner.unblocked.set()
     assert [(await one).labels[0].index for one in held] == [5, 6, 7]
-    await asyncio.wait_for(fresh_rpc.server.ended, 20)
+    await asyncio.wait_for(fresh_rpc.server.ended, PATIENCE_S)
 
 
 async def test_the_port_is_free_again_at_once() -> None:
@@ -89,7 +89,7 @@ async def test_a_call_that_outlasts_the_drain_is_unavailable(fresh_rpc: RpcWithW
     error = await refusal(stream.read())
     assert_unavailable(error, "no time left")
     assert request_id(rich(error)) == "stream"
-    await asyncio.wait_for(fresh_rpc.server.ended, 20)
+    await asyncio.wait_for(fresh_rpc.server.ended, PATIENCE_S)
 
 
 async def test_a_stream_reads_no_more_and_delivers_its_replies(fresh_rpc: RpcWithWorker) -> None:
@@ -104,7 +104,7 @@ async def test_a_stream_reads_no_more_and_delivers_its_replies(fresh_rpc: RpcWit
     fresh_rpc.worker.runner.unblocked.set()
     assert {(await next_of(stream)).id for _ in range(2)} == {"5", "6"}
     assert_unavailable(await refusal(stream.read()), "send the messages without a reply again")
-    await asyncio.wait_for(fresh_rpc.server.ended, 20)
+    await asyncio.wait_for(fresh_rpc.server.ended, PATIENCE_S)
 
 
 async def check_sent_stream_ends_with_ok(rpc: RpcWithWorker) -> None:
@@ -120,7 +120,7 @@ async def check_sent_stream_ends_with_ok(rpc: RpcWithWorker) -> None:
     assert {(await next_of(stream)).labels[0].index for _ in range(2)} == {5, 6}
     assert await stream.read() is grpc.aio.EOF
     assert await stream.code() is grpc.StatusCode.OK
-    await asyncio.wait_for(rpc.server.ended, 20)
+    await asyncio.wait_for(rpc.server.ended, PATIENCE_S)
 
 
 async def test_a_stream_whose_client_had_sent_all_ends_with_ok(fresh_rpc: RpcWithWorker) -> None:
@@ -134,7 +134,7 @@ async def test_a_full_stream_whose_client_had_sent_all_ends_with_ok(fresh_rpc: R
     await check_sent_stream_ends_with_ok(fresh_rpc)
 
 
-@pytest.mark.settings(drain_timeout_s=60)
+@pytest.mark.settings(drain_timeout_s=10 * PATIENCE_S)
 async def test_idle_streams_end_at_once(fresh_rpc: RpcWithWorker) -> None:
     """Idle streams end at once, those of Vision as those of reflection."""
     idle = fresh_rpc.stub.SegmentStream()
@@ -145,4 +145,4 @@ async def test_idle_streams_end_at_once(fresh_rpc: RpcWithWorker) -> None:
     fresh_rpc.server.stop.set()
     for stream in (idle, curious):
         assert_unavailable(await refusal(stream.read()), "shutting down")
-    await asyncio.wait_for(fresh_rpc.server.ended, 20)
+    await asyncio.wait_for(fresh_rpc.server.ended, PATIENCE_S)

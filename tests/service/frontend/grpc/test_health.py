@@ -15,6 +15,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from service.settings import Settings
 from tests.fakes import fake_worker
 from tests.service.frontend.grpc_server import Rpc, RpcWithWorker, open_rpc, open_rpc_at
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,7 +23,6 @@ SERVING, NOT_SERVING = HealthCheckResponse.SERVING, HealthCheckResponse.NOT_SERV
 SERVICE_UNKNOWN = HealthCheckResponse.SERVICE_UNKNOWN
 SERVICES = ("", "convmlp.v1.Vision", "inference.GRPCInferenceService", "grpc.health.v1.Health")
 MODELS = ("fake_classify", "fake_detect", "fake_segment")
-PATIENCE_S = 20
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -174,7 +174,7 @@ async def test_connections_end_at_their_age_and_calls_do_not(fresh_rpc: RpcWithW
     fresh_rpc.worker.runner.unblocked.clear()
     held = asyncio.ensure_future(fresh_rpc.stub.Classify(pb.ClassifyRequest(image=picture(5))))
     await until(lambda: fresh_rpc.in_flight == 1)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await fresh_rpc.channel.wait_for_state_change(grpc.ChannelConnectivity.READY)
     fresh_rpc.worker.runner.unblocked.set()
     assert (await held).labels[0].index == 5
@@ -208,10 +208,10 @@ async def test_open_calls_are_bounded_over_all_connections(fresh_rpc: RpcWithWor
         assert "2 calls are open" in (error.details() or "")
         assert retry_s(rich(error)) is not None
         assert fresh_rpc.count("convmlp_rejected_total", reason="in_flight") == 1
-        health = await health_of(third).Check(HealthCheckRequest(), timeout=20)
+        health = await health_of(third).Check(HealthCheckRequest(), timeout=PATIENCE_S)
         assert health.status == HealthCheckResponse.SERVING
         idle[0].cancel()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             while await _code(stub_of(third).Classify(pb.ClassifyRequest(image=picture()))) is not grpc.StatusCode.OK:
                 await asyncio.sleep(0.01)
 
@@ -276,7 +276,7 @@ async def _is_served(address: str) -> bool:
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options) as channel:
         try:
-            await stub_of(channel).ListModels(pb.ListModelsRequest(), timeout=5)
+            await stub_of(channel).ListModels(pb.ListModelsRequest(), timeout=PATIENCE_S)
         except grpc.aio.AioRpcError:
             return False
         return True

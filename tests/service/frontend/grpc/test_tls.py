@@ -25,6 +25,7 @@ from service.frontend.grpc.tls import server_credentials
 from tests.e2e.convmlp_process import started
 from tests.service.frontend.certificates import Authority, authority_in, replace
 from tests.service.frontend.grpc_server import health_of, open_rpc, refusal
+from tests.waiting import PATIENCE_S
 
 
 @asynccontextmanager
@@ -44,7 +45,7 @@ async def secure(
 
 async def connects(address: str, trusted: Authority, own: trustme.LeafCert | None = None) -> bool:
     async with secure(address, trusted, own) as channel:
-        code = await health_of(channel).Check(HealthCheckRequest(), timeout=20).code()
+        code = await health_of(channel).Check(HealthCheckRequest(), timeout=PATIENCE_S).code()
     return bool(code is grpc.StatusCode.OK)
 
 
@@ -53,7 +54,7 @@ async def test_tls_only(authority: Authority, tmp_path: Path) -> None:
     async with open_rpc(credentials=server_credentials(authority.files)) as rpc:
         assert await connects(rpc.address, authority)
         assert not await connects(rpc.address, authority_in(tmp_path / "other"))
-        error = await refusal(rpc.health.Check(HealthCheckRequest(), timeout=20))
+        error = await refusal(rpc.health.Check(HealthCheckRequest(), timeout=PATIENCE_S))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
 
 
@@ -66,7 +67,7 @@ async def test_the_process_serves_over_tls(authority: Authority) -> None:
         listening = process.wait_for("listening")
         assert listening["tls"]
         host, _, port = listening["address"].rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=20) as plain:
+        with socket.create_connection((host, int(port)), timeout=PATIENCE_S) as plain:
             plain.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
             assert b"HTTP" not in plain.recv(100)
         assert await connects(listening["address"], authority)

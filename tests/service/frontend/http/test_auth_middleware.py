@@ -15,6 +15,7 @@ import pytest_asyncio
 from model.types import Task
 from service.process import EXIT_CONFIG
 from tests.service.frontend.rest_server import Rest, open_rest, picture, problem_of
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -96,7 +97,7 @@ async def test_refused_before_the_body_came(guarded: Rest) -> None:
     """A 401 does not wait for the body."""
     reader, writer = await asyncio.open_connection("127.0.0.1", guarded.port)
     writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 401 ")
     writer.close()
 

@@ -26,7 +26,7 @@ from service.frontend.http.refusals import MAX_HEAD_BYTES
 from service.frontend.http.server import Server
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import problem_of
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -109,7 +109,7 @@ async def server_of(
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], bytes]:
     """The next response: status, headers, body."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         head = (await reader.readuntil(b"\r\n\r\n")).decode("ascii")
         status, *lines = head.rstrip().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}

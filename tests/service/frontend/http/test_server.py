@@ -21,7 +21,7 @@ from service.frontend.http.refusals import MAX_HEAD_BYTES
 from service.frontend.http.server import Server
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import Rest, picture, problem_of
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -53,7 +53,7 @@ async def test_requests_in_flight_are_finished_on_drain(fresh_rest: Rest) -> Non
     held = asyncio.create_task(fresh_rest.http.post("/classify", content=picture(5)))
     await fresh_rest.until("convmlp_in_flight_requests", 1)
     fresh_rest.stop.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while await _accepts(fresh_rest.port):
             await asyncio.sleep(0.01)
     fresh_rest.worker.runner.unblocked.set()

@@ -25,7 +25,7 @@ from tests.service.frontend.api.oip.oip_client import (
     read_http,
 )
 from tests.service.frontend.rest_server import picture
-from tests.waiting import until
+from tests.waiting import PATIENCE_S, until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -127,7 +127,7 @@ async def test_health(http: httpx2.AsyncClient) -> None:
 async def test_health_without_a_worker(fresh_oip: OipFrontEnds) -> None:
     """A front-end without a worker is live and not ready, with the time to retry."""
     fresh_oip.worker.stop.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await fresh_oip.http.http.get("/v2/health/ready")).status_code == 200:
             await asyncio.sleep(0.01)
     for path in ("/v2/health/ready", "/v2/models/fake_detect/ready"):

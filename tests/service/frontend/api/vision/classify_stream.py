@@ -9,6 +9,7 @@ import grpc
 
 from convmlp.v1 import vision_pb2 as pb
 from tests.service.frontend.rest_server import picture
+from tests.waiting import PATIENCE_S
 
 Stream = grpc.aio.StreamStreamCall[pb.ClassifyRequest, pb.ClassifyResponse]
 
@@ -25,7 +26,7 @@ async def send(stream: Stream, requests: Iterable[pb.ClassifyRequest], *, close:
 
 
 async def next_of(stream: Stream) -> pb.ClassifyResponse:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         reply = await stream.read()
     assert isinstance(reply, pb.ClassifyResponse)
     return reply
@@ -40,5 +41,5 @@ async def rest_of(stream: Stream) -> list[pb.ClassifyResponse]:
 
 
 async def status_of(stream: Stream) -> grpc.StatusCode:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         return await stream.code()

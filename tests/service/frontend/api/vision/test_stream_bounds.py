@@ -65,7 +65,7 @@ async def test_a_client_that_does_not_read_delays_only_itself() -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{rpc.port}") as channel:
             classify = stub_of(channel).Classify
             for grey in range(10):
-                assert (await classify(request("", grey), timeout=20)).labels[0].index == grey
+                assert (await classify(request("", grey), timeout=PATIENCE_S)).labels[0].index == grey
         assert rpc.outcomes("classify", "ok") == answered + 10
         assert {reply.id for reply in await rest_of(stream)} == {str(at) for at in range(total)}
         await sending
@@ -123,7 +123,7 @@ async def test_the_streams_deadline_ends_it_and_its_jobs(fresh_rpc: RpcWithWorke
     await until(lambda: fresh_rpc.outcomes("classify", "deadline-exceeded") == 3)
 
 
-@pytest.mark.settings(request_timeout_ms=2000)
+@pytest.mark.settings(request_timeout_ms=4000)
 async def test_each_message_has_the_services_time_from_its_arrival(fresh_rpc: RpcWithWorker) -> None:
     """The service's timeout counts from each message's arrival; a late one is an error in its own reply."""
     fresh_rpc.worker.runner.unblocked.clear()
