@@ -105,9 +105,7 @@ class _Layout:
     def cost(self, scanned: int) -> float:
         """That of a usual file whose scans pass over so many samples in all."""
         byte_cost = ARITHMETIC_BYTE_COST if self.frame in ARITHMETIC else 12 if self.frame in PROGRESSIVE else 3
-        return (
-            SAMPLE_COST * self.samples + SCANNED_COST * scanned * self.several_scans + byte_cost * self.nbytes
-        )
+        return SAMPLE_COST * self.samples + SCANNED_COST * scanned * self.several_scans + byte_cost * self.nbytes
 
     def worst_cost(self, scanned: int, coded: int) -> float:
         """That of any file whose scans pass over `scanned` samples, and code so many coefficients."""
