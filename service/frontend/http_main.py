@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from model.types import Task
@@ -168,20 +169,31 @@ async def _answered_directly() -> None:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """The framework's own errors: unknown paths and methods."""
+    """The framework's own errors: unknown paths and methods; and OPTIONS, which no route has."""
     assert isinstance(error, HTTPException)
+    allowed = set(error.headers["Allow"].split(", ")) if error.headers and "Allow" in error.headers else set()
+    if "GET" in allowed:  # `HeadAsGet` adds HEAD
+        allowed.add("HEAD")
+    headers = {"Allow": ", ".join(sorted({*allowed, "OPTIONS"}))} if allowed else {}
+    if request.method == "OPTIONS" and (allowed or request.scope["path"] == "*"):
+        return Response(None, 204, headers)
     path = request.url.path[:200]
+    bare = path.rstrip("/")
+    advice = f"; the path is {bare!r}" if bare != path and _has_path(request, bare) else ""
     code, title, detail = {
-        404: ("not-found", "Not found", f"there is nothing at {path!r}; see /docs"),
+        404: ("not-found", "Not found", f"there is nothing at {path!r}{advice}; see /docs"),
         405: ("method-not-allowed", "Method not allowed", f"{path!r} takes other methods; see /docs"),
     }.get(error.status_code, ("http-error", "The request failed", str(error.detail)))
     http_request = request_of(request)
     http_request.record.outcome = code
     answer = problem(code, error.status_code, title, detail, http_request.instance)
-    headers = dict(error.headers or {})
-    if "GET" in (allowed := headers.get("Allow", "").split(", ")):  # `HeadAsGet` adds HEAD
-        headers["Allow"] = ", ".join(sorted({*allowed, "HEAD"}))
     return problem_response(answer, headers)
+
+
+def _has_path(request: Request, path: str) -> bool:
+    """Whether a route takes this path, with any method."""
+    scope = {**request.scope, "path": path}
+    return any(route.matches(scope)[0] is not Match.NONE for route in request.app.routes)
 
 
 OpenFrontEnd = Callable[[], AbstractAsyncContextManager[FrontEnd]]

@@ -20,7 +20,7 @@ from model.containers import av1, heif, hevc
 from model.containers.bitstream import Coding
 from model.containers.header import MAX_HEADER_PARTS, ImageFormat
 from model.containers.isobmff import NewItem, Property, Reference, box
-from model.decode import decode, read_header
+from model.decode import DecodeLimits, decode, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.types import Size, UInt8Array
 from tests.model.heif_files import clap, grid_of, imir, irot, picture, prop, rewritten, size_property, still_of
@@ -374,3 +374,15 @@ def test_an_hevc_parameter_set_is_read(name: str, coding: Coding) -> None:
     configuration = item.first(b"hvcC")
     assert configuration is not None
     assert hevc.read_configuration(configuration).codings == (coding,)
+
+
+def test_a_phone_s_largest_heic_needs_a_higher_limit() -> None:
+    """One of 8064 x 6048 pixels fits into the memory of the default limits, but not into their work; the documented
+    setting admits it, with as many bytes as phones write."""
+    data = grid_of(picture("large_tile"), 12, 16, 8064, 6048)
+    with pytest.raises(ImageTooLarge, match="decoding this HEIC takes the work of"):
+        read_header(data, DecodeLimits(20 << 20, 64_000_000))
+    raised = DecodeLimits(20 << 20, 100_000_000)
+    header = read_header(data, raised)
+    assert header.decode_bytes < 6.7 * 8064 * 6048
+    assert header.worst_cost + heif.HEVC_BYTE_COST * 9_000_000 < raised.max_decode_cost

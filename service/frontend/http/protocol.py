@@ -24,7 +24,7 @@ from service.frontend.core.renewal import Reloaded
 from service.frontend.http import refusals
 from service.frontend.http.connections import Connections
 from service.frontend.http.handshake import start_tls
-from service.frontend.http.refusals import IS_HOST, MAX_HEAD_BYTES, Refusal, RefusedHead, malformed
+from service.frontend.http.refusals import MAX_HEAD_BYTES, Refusal, malformed
 
 READ_AHEAD_BYTES = 256 * 2**10
 """Of a body that are kept before its endpoint reads them: what one system call brings."""
@@ -240,17 +240,9 @@ class BoundedHttp(HttpToolsProtocol):
         self._bytes_without_progress = 0
         if self._head_timer is not None:
             self._stop_head_timer()
-        hosts = 0
-        for name, value in self.headers:
-            if name == b"content-length":
-                self._body_left = int(value)
-            elif name == b"host":
-                hosts += 1 if IS_HOST(value) else 2
-            elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
-                # The parser would drop other codings before it, such as gzip.
-                raise RefusedHead(refusals.TRANSFER_CODING)
-        if hosts != 1 and (hosts or self.parser.get_http_version() != "1.0"):
-            raise RefusedHead(refusals.HOST)
+        version = self.parser.get_http_version()
+        self._body_left = refusals.check_head(self.headers, version)
+        self.expect_100_continue &= version != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
         if not self.parser.should_upgrade():
             self.headers = []  # uvicorn would add the trailers behind a body to the headers of the request

@@ -6,6 +6,7 @@ They are problem+json, as all errors are. Each ends its connection.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -89,6 +90,13 @@ TRANSFER_CODING = Refusal(
     "Transfer coding not implemented",
     "the only transfer coding of request bodies is `chunked`; name a compression in Content-Encoding instead",
 )
+VERSION = Refusal(
+    ConnectionEnd.MALFORMED,
+    "http-version",
+    HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
+    "HTTP version not supported",
+    "this port takes HTTP/1.1 and HTTP/1.0; gRPC has a port of its own",
+)
 _VERSIONS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 """llhttp's reasons for a request of another version; the second is HTTP/2's preface."""
 
@@ -101,19 +109,35 @@ class RefusedHead(Exception):
         self.refusal = refusal
 
 
+def check_head(headers: Iterable[tuple[bytes, bytes]], version: str) -> int:
+    """Check what the parser leaves unchecked. Returns the body's length in bytes; 0 where there is none, or chunks.
+
+    Raises:
+        RefusedHead: another version, Host header or transfer coding.
+    """
+    if version not in ("1.0", "1.1"):
+        raise RefusedHead(VERSION)
+    hosts = nbytes = 0
+    for name, value in headers:
+        if name == b"content-length":
+            nbytes = int(value)
+        elif name == b"host":
+            hosts += 1 if IS_HOST(value) else 2
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            # The parser would drop other codings before it, such as gzip.
+            raise RefusedHead(TRANSFER_CODING)
+    if hosts != 1 and (hosts or version != "1.0"):
+        raise RefusedHead(HOST)
+    return nbytes
+
+
 def malformed(error: httptools.HttpParserError) -> Refusal:
     """The refusal of what the parser, or one of its callbacks, does not accept."""
     if isinstance(error.__context__, RefusedHead):
         return error.__context__.refusal
     reason = str(error)
     if reason in _VERSIONS:
-        return Refusal(
-            ConnectionEnd.MALFORMED,
-            "http-version",
-            HTTPStatus.HTTP_VERSION_NOT_SUPPORTED,
-            "HTTP version not supported",
-            "this port takes HTTP/1.1 and HTTP/1.0; gRPC has a port of its own",
-        )
+        return VERSION
     if isinstance(error, httptools.HttpParserCallbackError):  # it has no reason of its own
         reason = "the request's target is not a valid path"
     if "-" not in reason.split(" ", 1)[0]:  # a header's name keeps its capital

@@ -47,9 +47,8 @@ async def test_pages_of_other_origins_are_refused_by_default(rest: Rest) -> None
     """Without the setting no answer has a header of CORS, so browsers keep it from other origins' pages."""
     answer = await rest.http.post("/classify", content=picture(), headers={"Origin": PAGE})
     assert answer.status_code == 200
-    assert not [name for name in answer.headers if name.startswith("access-control")]
     preflight = await rest.http.options("/classify", headers={"Origin": PAGE, "Access-Control-Request-Method": "POST"})
-    assert preflight.status_code == 405
+    assert not [name for name in (*answer.headers, *preflight.headers) if name.startswith("access-control")]
 
 
 @pytest.mark.settings(cors_origins=f"{PAGE},http://localhost:3000")

@@ -43,8 +43,29 @@ async def test_head_wherever_get_is(rest: Rest, get_paths: list[str]) -> None:
 
 async def test_head_is_no_way_to_predict(rest: Rest) -> None:
     """A path that only takes POST names it to HEAD as to GET; one that takes GET names HEAD as well."""
-    assert (await rest.http.request("HEAD", "/classify")).headers["allow"] == "POST"
-    assert (await rest.http.post("/livez")).headers["allow"] == "GET, HEAD"
+    assert (await rest.http.request("HEAD", "/classify")).headers["allow"] == "OPTIONS, POST"
+    assert (await rest.http.post("/livez")).headers["allow"] == "GET, HEAD, OPTIONS"
+
+
+async def test_options_name_the_methods(rest: Rest) -> None:
+    """OPTIONS of a path, or of the server, is no error: load balancers check servers with it."""
+    for path, allow in (("/", "GET, HEAD, OPTIONS"), ("/v2/models/any/infer", "OPTIONS, POST")):
+        answer = await rest.http.request("OPTIONS", path)
+        assert (answer.status_code, answer.content, answer.headers["allow"]) == (204, b"", allow)
+    reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+    writer.write(b"OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 204 ")
+    writer.close()
+    assert (await rest.http.request("OPTIONS", "/nowhere")).status_code == 404
+
+
+async def test_a_slash_too_many_is_named(rest: Rest) -> None:
+    """Paths have no slash at their end: the error has the path to take, where there is one."""
+    for path in ("/classify", "/models", "/v2/health/live", "/compat/huggingface/segment"):
+        answer = await rest.http.post(f"{path}/", content=picture())
+        assert answer.status_code == 404
+        assert f"the path is '{path}'" in answer.json()["detail"]
+    assert "the path is" not in (await rest.http.get("/nowhere/")).text
 
 
 async def test_no_answer_is_sniffed(rest: Rest, get_paths: list[str]) -> None:

@@ -148,7 +148,9 @@ MALFORMED = {
     "bad target": (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
     "target no path": (b"GET x HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 505, "http-version"),
+    "HTTP/2 in words": (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505, "http-version"),
     "HTTP/3": (b"GET / HTTP/3.0\r\n\r\n", 505, "http-version"),
+    "HTTP/0.9": (b"GET /\r\n\r\n", 505, "http-version"),
     "CONNECT": (b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", 501, "method-not-allowed"),
     "endless header": (
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD_BYTES,

@@ -183,6 +183,15 @@ async def test_a_caller_that_expects_a_word_gets_it_at_once(rest: Rest) -> None:
     writer.close()
 
 
+async def test_callers_of_the_old_version_expect_nothing(rest: Rest) -> None:
+    """An interim answer would be the whole answer to a caller of HTTP/1.0 (RFC 9110, section 10.1.1)."""
+    body = picture(9)
+    reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
+    writer.write(b"POST /classify HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
 async def test_garbage_is_refused(rest: Rest) -> None:
     """What is no HTTP at all gets a 400, and the service goes on."""
     reader, writer = await asyncio.open_connection("127.0.0.1", rest.port)
