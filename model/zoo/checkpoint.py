@@ -15,7 +15,7 @@ from model.errors import BundleInvalid
 from model.families.registry import FAMILIES
 from model.net.network import network_of
 from model.zoo.checkpoint_file import MAX_BYTES, CheckpointFile, read_checkpoint_file
-from model.zoo.unpickling import Placeholder
+from model.zoo.unpickling import IN_SHARDS, Placeholder
 
 Weights = Literal["raw", "ema"]
 """Of a training with an exponential moving average: the trained weights, or their average."""
@@ -223,6 +223,8 @@ def _checked(path: Path, found: Mapping[object, object]) -> tuple[dict[str, Tens
     for key, tensor in found.items():
         if not (isinstance(key, str) and isinstance(tensor, Tensor)):
             raise BundleInvalid(f"{path}: {str(key)[:80]!r} in its state dict is not a named tensor")
+        if type(tensor).__module__.startswith("torch.distributed"):  # in a process that has imported it
+            raise BundleInvalid(f"{path} {IN_SHARDS}")
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise BundleInvalid(f"{path}: {key} is sparse, quantized or without values; expected a dense tensor")
         # A tensor with stride 0 repeats its bytes, so the file's size does not bound it.

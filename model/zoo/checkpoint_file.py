@@ -11,6 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 
 import safetensors
@@ -48,6 +49,13 @@ _HEADS: tuple[tuple[bytes, str], ...] = (
 )
 _ONNX = re.compile(rb"\x08[\x03-\x1f][\x12\x1a\x22\x2a\x32\x3a\x42]")
 """The field `ir_version`, 3 or more, and the start of a further field of ONNX's ModelProto."""
+_SHARD_OF_TRAINING = "shard-*-model-*.safetensors"
+"""Names of the files of torch.distributed.checkpoint.HuggingFaceStorageWriter, one or several of each process."""
+_SHARDS_OF_TRAINING = (
+    "the shards of a distributed training (torch.distributed.checkpoint); load them into the network, and save it "
+    "whole: state = model.state_dict(); dcp.load(state, storage_reader=HuggingFaceStorageReader(FOLDER)); "
+    "torch.save(state, FILE)"
+)
 _TORCHSCRIPT = (
     "a TorchScript program, whose code is not run; expected a state dict: "
     "torch.save(torch.jit.load(PROGRAM).state_dict(), FILE)"
@@ -144,9 +152,13 @@ def _only_checkpoint(folder: Path) -> Path:
         for candidate in (folder / name, folder / f"{name}{INDEX_SUFFIX}"):
             if candidate.exists():
                 return candidate
+    if any(folder.glob(_SHARD_OF_TRAINING)):
+        raise BundleInvalid(f"{folder} has {_SHARDS_OF_TRAINING}")
+    files = sorted(path.name for path in folder.iterdir() if path.name.endswith(SUFFIXES))
+    listed = f"; it has {', '.join(files[:5])}{', …' if len(files) > 5 else ''}: give one of them" if files else ""
     raise BundleInvalid(
-        f"{folder} cannot be read: Is a directory; expected a file, or a folder with model.safetensors, "
-        "pytorch_model.bin or the index of either"
+        f"{folder} is a folder; expected a file, or a folder with model.safetensors, pytorch_model.bin or the index of "
+        f"either{listed}"
     )
 
 
@@ -187,6 +199,8 @@ def _torch_file(path: Path, name: Path, *, mmap: bool) -> CheckpointFile:
 
 def _safetensors_file(path: Path, name: Path) -> CheckpointFile:
     try:
+        if fnmatch(path.name, _SHARD_OF_TRAINING) and len(list(path.parent.glob(_SHARD_OF_TRAINING))) > 1:
+            raise BundleInvalid(f"{name} is one of {_SHARDS_OF_TRAINING}")
         with safetensors.safe_open(path, framework="pt") as file:
             tensors: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             return CheckpointFile(name, tensors, metadata=file.metadata() or {})

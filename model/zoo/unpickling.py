@@ -25,6 +25,12 @@ from model.errors import BundleInvalid
 MAX_NAMES = 200
 """Names that get a placeholder. A training script's file has some ten."""
 
+IN_SHARDS = (
+    "has the shards of a distributed training (DTensor); expected whole tensors. Consolidate them where you trained, "
+    "such as with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
+)
+"""What a file has whose tensors are distributed, after the file's name."""
+
 _UNKNOWN_NAME = re.compile(r"GLOBAL ([\w.<>]+) was not an allowed global by default")
 _BLOCKED_NAME = re.compile(r"GLOBAL ([\w.]+) whose module")
 _NOT_A_DICT = re.compile(r"Can only SETITEMS? for .+ but got <class '([\w.<>]+)'>")
@@ -150,8 +156,5 @@ def _refusal(message: str) -> str:
     if "Only persistent_load of storage" in message:  # the legacy format stores a module's source
         return f"has a pickled module, whose code is not run; {save_again}"
     if "torch.distributed" in message:
-        return (
-            "has the shards of a distributed training (DTensor); expected whole tensors. Consolidate them where you "
-            "trained, such as with torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
-        )
+        return IN_SHARDS
     return "is not a checkpoint as torch.save writes it with its default pickle protocol, 2, or is corrupt"

@@ -11,10 +11,12 @@ def test_added_fields_with_defaults_leave_versions_as_they_were() -> None:
     """What clients and workers stored for a version stays valid with new fields; other values count."""
     config = read_bundle(find_bundle("convmlp_pets_breed", None)).config
     document = json.loads(config.model_dump_json())
-    for name, default in (("interpolation", "bicubic"), ("squash", False)):
-        assert document["preprocessing"].pop(name) == default
-    assert document["postprocessing"].pop("activation") == "softmax"
-    assert document["postprocessing"].pop("score_threshold") == 0.0
+    added: dict[str, dict[str, object]] = {
+        "preprocessing": {"interpolation": "bicubic", "squash": False},
+        "postprocessing": {"activation": "softmax", "score_threshold": 0.0},
+    }
+    for part, defaults in added.items():
+        assert {name: document[part].pop(name) for name in defaults} == defaults
     document["accuracy"] = None  # figures are not part of it
     assert document.pop("quantisation") is None
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)

@@ -174,7 +174,7 @@ def test_an_unreadable_file_is_an_error(tmp_path: Path) -> None:
     """Missing, or a folder: the system's message."""
     with pytest.raises(BundleInvalid, match="cannot be read: No such file"):
         read_checkpoint(tmp_path / "nothing.pth")
-    with pytest.raises(BundleInvalid, match="cannot be read: Is a directory"):
+    with pytest.raises(BundleInvalid, match="is a folder; expected a file"):
         read_checkpoint(tmp_path)
 
 

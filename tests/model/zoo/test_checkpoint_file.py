@@ -161,7 +161,7 @@ def test_a_program_of_torch_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_needs_one_checkpoint(tmp_path: Path) -> None:
     """The error lists the names; a sharded checkpoint of torch.distributed is named."""
-    with pytest.raises(BundleInvalid, match=r"Is a directory; expected a file, or a folder with model\.safetensors"):
+    with pytest.raises(BundleInvalid, match=r"is a folder; expected a file, or a folder with model\.safetensors"):
         read_checkpoint_file(tmp_path)
     (tmp_path / ".metadata").touch()
     with pytest.raises(BundleInvalid, match=r"torch\.distributed in shards; consolidate it first"):
