@@ -25,13 +25,17 @@ from service.errors import Internal, Overloaded
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
 from service.worker.admission import Admission, LatencyEstimator
-from service.worker.batching import ArrivalUtilisation, BatchSizeLimits, Retries, make_batch, plan_batch
+from service.worker.batching import BatchSizeLimits, Retries, make_batch
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
+from service.worker.scheduling import Scheduler
 from service.worker.types import Job, JobKey, JobResult, RunningBatch, Shape
 
 IDLE_S = 5.0
 """An idle device is pinged this often."""
+TRIAL_WAIT_S = 1.0
+"""A batch that only measures a model waits for so long while jobs wait: a model that is loaded becomes ready on a busy
+device too."""
 OUT_OF_MEMORY = "out-of-device-memory"
 """Error code of a batch's span."""
 
@@ -150,12 +154,13 @@ class Dispatcher:
         self._clock = clock
         self._tracing = tracing
         self._latency = LatencyEstimator()
-        self._utilisation = ArrivalUtilisation()
+        self._scheduler = Scheduler(queue, limits, self._latency, runner.lanes, runner.max_lanes_per_batch)
         self._running: list[RunningBatch] = []
         self._ended: deque[tuple[RunningBatch, DeviceCall[Outputs]]] = deque()
         self.admission = Admission(queue, self._running, self._latency, limits, runner.lanes, clock)
         self._retries = Retries(limits)
-        self._trials: deque[RunningBatch] = deque()
+        self._trials: deque[tuple[RunningBatch, float]] = deque()
+        """With the times since when they wait."""
         self._step_due = False
         self._changed: set[str] = set()
         """Models whose queue changed since the last step."""
@@ -178,7 +183,7 @@ class Dispatcher:
         except Overloaded as refusal:
             job.reply(job, JobResult(refusal, 0.0, 0.0))
             return
-        self._utilisation.record(1 - self.executor.free / self.executor.lanes, self._clock())
+        self._scheduler.arrived(self.executor.free, self._clock())
         self._changed.add(job.shape.model)
 
     def cancel(self, key: JobKey) -> None:
@@ -219,14 +224,14 @@ class Dispatcher:
     async def time_batch(self, job: Job, images: int) -> float:
         """Run a batch that holds one job `images` times on one lane, without a reply; its seconds.
 
-        Other batches run between trials.
+        It waits until no job waits, but no longer than `TRIAL_WAIT_S`. Other batches run beside it and between trials.
 
         Raises:
             OutOfDeviceMemory: the batch did not fit.
             Exception: any other failure of the network.
         """
         ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._trials.append(RunningBatch((job,) * images, 1, trial=ended))
+        self._trials.append((RunningBatch((job,) * images, 1, trial=ended), self._clock()))
         self._step_soon()
         return await ended
 
@@ -273,32 +278,20 @@ class Dispatcher:
         free, lanes, queue, retries = self.executor.free, self.executor.lanes, self._queue, self._retries
         if retries.alone:
             return RunningBatch(retries.alone.popleft(), lanes) if free == lanes else None
-        if self._trials:
-            return self._trials.popleft()
-        max_lanes = max(1, round(self._runner.max_lanes_per_batch * (1 - self._utilisation.recent)))
         if retries.parts:
             jobs = retries.parts.popleft()
-            return RunningBatch(jobs, plan_batch(free, 1, len(retries.parts) + queue.images, 1, max_lanes).lanes)
-        if not queue.images:
-            return None
-        shape = queue.next()
-        waiting = queue.depth_of(shape)
-        others, max_images = queue.images - waiting, self._limits.max_images(shape)
-        image_s, now_s = self._latency.image_s(shape), self._clock()
-        plan = plan_batch(free, waiting, others, max_images, max_lanes, self._running, image_s, now_s)
-        self._changed.add(shape.model)
-        return RunningBatch(queue.take(shape, plan.images), plan.lanes)
+            return RunningBatch(jobs, self._scheduler.lanes_of_one(free, 1 + len(retries.parts) + queue.images))
+        now_s = self._clock()
+        if self._trials and (not queue.images or now_s - self._trials[0][1] >= TRIAL_WAIT_S):
+            return self._trials.popleft()[0]
+        batch = self._scheduler.next(free, self._running, now_s)
+        if batch is not None:
+            self._changed.add(batch.jobs[0].shape.model)
+        return batch
 
     def _forward(self, batch: RunningBatch) -> None:
         """Start a batch on the device."""
-        shape = batch.jobs[0].shape
-        batch.started_s = self._clock()
-        if batch.jobs[0].output_pixels:
-            batch.expected_s = sum(self._latency.image_s(shape, job.output_pixels) for job in batch.jobs)
-        else:
-            batch.expected_s = len(batch.jobs) * self._latency.image_s(shape)
-        if batch.trial is None:
-            self._queue.shares.charge(shape.model, batch.expected_s)
+        self._scheduler.started(batch, self._clock())
         self._running.append(batch)
         self.executor.run(batch.lanes, partial(self._compute, batch), partial(self._on_ended, batch))
 
@@ -323,7 +316,7 @@ class Dispatcher:
         if batch.trial is not None:
             self._end_trial(batch, outputs, infer_s)
             return
-        self._queue.shares.charge(shape.model, infer_s * batch.lanes - batch.expected_s)
+        self._scheduler.ended(batch, infer_s)
         span = self._trace_batch(jobs, call) if self._tracing.on else NO_SPAN
         if isinstance(outputs, Exception):
             with within(span):
@@ -399,7 +392,7 @@ class Dispatcher:
         batches = (
             *(batch.jobs for batch in self._running),
             *self._retries.batches,
-            *(trial.jobs for trial in self._trials),
+            *(trial.jobs for trial, _ in self._trials),
         )
         if slot is None:
             return bool(self._queue.images or batches)

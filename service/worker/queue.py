@@ -1,10 +1,10 @@
-"""The bounded queue in which jobs wait for the device: models by fair shares, and within a model by deadline."""
+"""The bounded queue in which jobs wait for the device: by deadline, while each model keeps its share of the device."""
 
 from __future__ import annotations
 
 import itertools
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -13,18 +13,25 @@ from service.worker.types import Job, JobKey, Shape
 
 MAX_MODELS = 1024
 """Models whose virtual times are kept; any other model starts at the present virtual time."""
+LEAD_S = 0.25
+"""Seconds of one lane by which a model may be ahead of its share. While all models are served in time, bursts of one
+stay below it, and all jobs run by deadline, which keeps the slowest answers soonest: see `benchmarks.tail`."""
 
 
 class FairShares:
     """Which model is next: each has its share of the device's time, however many requests the others get.
 
     Start-time fair queueing (Goyal, Vin and Cheng 1997): a model's virtual time is the device time that it used divided
-    by its weight, and the model with the least is next. A model that had no work starts again at the present virtual
-    time: it saves up no credit for time in which it asked for nothing. `weights` has the models whose weight is not 1.
+    by its weight. A model that had no work starts again at the present virtual time, the least of the models that have
+    work: it saves up no credit for time in which it asked for nothing. `weights` has the models whose weight is not 1.
+
+    Next is the model whose job is due first, of those that are at most `lead_s` ahead of the one with the least virtual
+    time. With a lead of 0 models take strict turns, and a burst of a model waits for each request of the others.
     """
 
-    def __init__(self, weights: Mapping[str, float]) -> None:
+    def __init__(self, weights: Mapping[str, float], lead_s: float = LEAD_S) -> None:
         self._weights = dict(weights)
+        self._lead_s = lead_s
         self._times: dict[str, float] = {}
         self._present = 0.0
 
@@ -37,14 +44,19 @@ class FairShares:
         if len(self._times) > MAX_MODELS:
             del self._times[next(iter(self._times))]  # the model that entered longest ago
 
-    def next(self, models: Collection[str]) -> str:
-        """The model to serve next, of those that have jobs."""
-        if len(models) == 1:
-            (model,) = models
-        else:
-            model = min(models, key=self._time)
-        self._present = max(self._present, self._times.get(model, self._present))
-        return model
+    def next(self, due_s: Mapping[str, float]) -> str:
+        """The model to serve next, of those that have jobs: when the first job of each is due."""
+        if len(due_s) == 1:
+            (model,) = due_s
+            self._present = max(self._present, self._time(model))
+            return model
+        least = min(map(self._time, due_s))
+        self._present = max(self._present, least)
+        return min((model for model in due_s if self._time(model) <= least + self._lead_s), key=due_s.__getitem__)
+
+    def lead_s(self, model: str, other: str) -> float:
+        """Seconds of one lane that a model may use before another one's jobs that are due later."""
+        return max(0.0, self._time(other) + self._lead_s - self._time(model)) * self.weight(model)
 
     def charge(self, model: str, seconds: float) -> None:
         """Charge a model for seconds of one lane; negative ones return what a batch was charged too much."""
@@ -79,13 +91,20 @@ class ModelQueue:
     seconds: float = 0.0
     """Of one lane, that all entries are expected to take."""
 
+    def seconds_until(self, deadline_s: float) -> float:
+        """Of the entries that are due until then, as if all took equally long."""
+        if self.entries[-1].deadline_s <= deadline_s:
+            return self.seconds
+        place = bisect_right(self.entries, (deadline_s,), key=lambda entry: entry[:1])
+        return self.seconds * place / len(self.entries)
+
 
 class JobQueue:
     """Jobs that wait: at most `max_images` of them, with at most `max_pixels` pixels.
 
-    Models take turns by their fair shares of the device's time; within a model the earliest deadline is first. All
-    methods but `has_slot` and `later` take O(log n) for n jobs, or O(models). `images` and `pixels` count what waits;
-    `models` has the models of which a job waits.
+    The earliest deadline is first, as long as its model is not far ahead of its fair share of the device's time. All
+    methods but `has_slot` and `later` take O(log n) for n jobs, or O(models) of them. `images` and `pixels` count what
+    waits; `models` has the models of which a job waits.
     """
 
     def __init__(self, max_images: int, max_pixels: int, weights: Mapping[str, float] | None = None) -> None:
@@ -120,16 +139,19 @@ class JobQueue:
     def seconds_before(self, model: str, deadline_s: float) -> float:
         """Estimated seconds of one lane that are served before a job with this deadline.
 
-        They are the jobs of its own model with an earlier deadline, and what other models get by their shares
-        meanwhile, but no more than they have.
+        They are the jobs of its own model with an earlier deadline, and of each other model what it gets by its share
+        meanwhile, or by jobs with an earlier deadline as far as it may be ahead of its share.
         """
-        queue = self.models.get(model)
-        if queue is None:
-            return 0.0
-        place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
-        own_s = queue.seconds * place / len(queue.entries)
-        weights = sum(self.shares.weight(other) for other in self.models if other != model)
-        return own_s + min(self.seconds - queue.seconds, own_s * weights / self.shares.weight(model))
+        own = self.models.get(model)
+        own_s = own.seconds_until(deadline_s) if own is not None else 0.0
+        turn_s = own_s / self.shares.weight(model)
+        before_s = own_s
+        for other, queue in self.models.items():
+            if other != model:
+                share_s = turn_s * self.shares.weight(other)
+                earlier_s = min(queue.seconds_until(deadline_s), share_s + self.shares.lead_s(other, model))
+                before_s += min(queue.seconds, max(share_s, earlier_s))
+        return before_s
 
     def later(self, model: str, deadline_s: float) -> Iterator[tuple[Entry, float]]:
         """The jobs of a model with a later deadline, in their order, each with the seconds of one lane until its end,
@@ -184,7 +206,8 @@ class JobQueue:
 
     def next(self) -> Shape:
         """The shape of the next job, of the model that is next. At least one job must wait."""
-        return self.models[self.shares.next(self.models)].entries[0].job.shape
+        due_s = {model: queue.entries[0].deadline_s for model, queue in self.models.items()}
+        return self.models[self.shares.next(due_s)].entries[0].job.shape
 
     def take(self, shape: Shape, images: int, start: int = 0) -> tuple[Job, ...]:
         """Remove and return at most so many jobs of a shape, the earliest deadlines first, from place `start` on."""

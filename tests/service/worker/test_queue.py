@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Overloaded
-from service.worker.queue import JobQueue
+from service.worker.queue import LEAD_S, JobQueue
 from service.worker.types import Job
 from tests.service.worker.jobs import job, shape
 
@@ -106,15 +106,18 @@ def test_models_take_turns_by_what_they_had() -> None:
 
 
 def test_the_seconds_before_a_job_follow_deadlines_and_shares() -> None:
-    """Later deadlines of its model are not served before a job, nor more of another model than that one's share."""
+    """Later deadlines of its model are not served before a job, nor more of another model than its share and lead."""
     queue = filled(*(job(number, deadline_s=10.0 + number) for number in range(10)))
     assert queue.seconds_before("m", 99.0) == 10.0
     assert queue.seconds_before("m", 12.5) == 3.0
     assert queue.seconds_before("m", 1.0) == 0.0
-    assert queue.seconds_before("other", 99.0) == 0.0
+    assert queue.seconds_before("other", 99.0) == LEAD_S
+    assert queue.seconds_before("other", 1.0) == 0.0
     queue.put(job(20, OTHER, 50.0), 1.0, 0.0)
-    assert queue.seconds_before("other", 99.0) == 2.0
+    assert queue.seconds_before("other", 99.0) == 2.0 + LEAD_S
     assert queue.seconds_before("m", 99.0) == 11.0
+    queue.shares.charge("m", 2 * LEAD_S)
+    assert queue.seconds_before("other", 99.0) == 2.0
 
 
 def test_a_repeated_number_replaces_its_job() -> None:

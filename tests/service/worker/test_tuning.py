@@ -12,11 +12,13 @@ from structlog.testing import capture_logs
 
 from model.types import Task
 from service.worker.batching import BatchSizeLimits
+from service.worker.dispatcher import TRIAL_WAIT_S
 from service.worker.model_registry import LoadedModel, new_model
 from service.worker.state_folder import StateFolder
 from service.worker.tuning import ROUNDS, RUNS, BestBatch, Tuner, best_of, should_continue
 from tests.fakes import fake_bundle
 from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench, HeldBatches, dispatcher_bench
+from tests.service.worker.jobs import job, shape
 
 
 def loaded(it: DispatcherBench) -> LoadedModel:
@@ -70,6 +72,21 @@ async def test_the_smallest_size_that_is_about_as_fast_as_the_fastest(
     assert (await tuner(bench).tune(loaded(bench))).images == best
     assert sizes(bench) == tried
     assert set(bench.runner.shares) == {1}
+
+
+@pytest.mark.settings(batch=1)
+async def test_a_measurement_waits_for_jobs_but_not_for_ever(bench: DispatcherBench) -> None:
+    """Jobs that wait run before a batch that only measures a model, until that has waited for `TRIAL_WAIT_S`."""
+    await bench.hold()
+    for number in range(1, 8):
+        bench.submit(number)
+    trial = asyncio.create_task(bench.dispatcher.time_batch(job(0, shape(SIDE, FIRST)), 5))
+    await bench.settle()
+    bench.each_takes(0.4 * TRIAL_WAIT_S)
+    bench.runner.unblocked.set()
+    await bench.until(lambda: len(bench.results) == 8)
+    assert [images for _, images in bench.runner.batches] == [1, 1, 1, 5, 1, 1, 1, 1, 1]
+    assert await trial == pytest.approx(5 * 0.4 * TRIAL_WAIT_S)
 
 
 def test_a_curve_ends_after_two_sizes_without_gain() -> None:

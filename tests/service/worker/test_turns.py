@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from service.worker.queue import LEAD_S
 from tests.service.worker.dispatcher_bench import DispatcherBench
 
 
@@ -34,6 +35,20 @@ async def test_a_flooded_model_leaves_the_other_its_share(bench: DispatcherBench
     await bench.until(lambda: len(bench.results) == 64 + 4)
     assert bench.runner.batches[:4] == [("flood", 4), ("other", 4), ("flood", 4), ("flood", 4)]
     assert max(bench.results[number].queue_s for number in range(60, 64)) <= 8.0
+
+
+@pytest.mark.settings(batch=1, models=["a", "b"])
+async def test_a_short_burst_runs_by_deadline_whatever_its_model(bench: DispatcherBench) -> None:
+    """Jobs of two models run by deadline, while neither is more than the lead ahead of its share of the device."""
+    for model in ("a", "b"):
+        await bench.learn(LEAD_S / 10, model)
+    await bench.hold(model="a")
+    for number in range(1, 7):
+        bench.submit(number, model="aaaabb"[number - 1], budget_s=20.0 + number)
+    bench.each_takes(LEAD_S / 10)
+    bench.runner.unblocked.set()
+    await bench.until(lambda: len(bench.results) == 7 + 4)
+    assert list(bench.results)[4:] == list(range(7))
 
 
 @pytest.mark.settings(batch=2, models=["a", "b"], weights={"a": 2.0})

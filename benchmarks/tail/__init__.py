@@ -1,0 +1,1 @@
+"""The slowest answers under load: measured with the real service, and simulated under other policies."""
