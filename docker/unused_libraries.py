@@ -1,9 +1,9 @@
-"""Leaves out libraries of OpenCV's wheel that the service never calls: `python unused_libraries.py SITE_PACKAGES`.
+"""Leaves out libraries of wheels that the service never calls: `python unused_libraries.py SITE_PACKAGES`.
 
 OpenCV is linked to FFmpeg for videos, to OpenBLAS for linear algebra and to libaom for AVIF. The service has it resize,
-draw, encode and decode BMP and WebP. A small library takes the place of each of them, with the functions that are
-expected of it. A call of one would end the process with a message. Its name begins with `no_` in place of `lib`:
-threadpoolctl knows OpenBLAS by its file's name. Needs binutils.
+draw, encode and decode BMP and WebP. Pillow is linked to libxcb for pictures of an X server's screen. A small library
+takes the place of each of them, with the functions that are expected of it. A call of one would end the process with a
+message. Its name begins with `no_` in place of `lib`: threadpoolctl knows OpenBLAS by its file's name. Needs binutils.
 """
 
 from __future__ import annotations
@@ -14,8 +14,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-REPLACED = ("libaom", "libavcodec", "libavformat", "libavutil", "libopenblasp", "libswscale")
-MESSAGE = "OpenCV called a function of FFmpeg, OpenBLAS or libaom, which this image leaves out"
+WHEELS = (
+    (
+        "cv2/cv2*.so",
+        "opencv_python_headless.libs",
+        ("libaom", "libavcodec", "libavformat", "libavutil", "libopenblasp", "libswscale"),
+    ),
+    ("PIL/*.so", "pillow.libs", ("libxcb",)),
+)
+"""Of each wheel the modules, the folder of their libraries, and which of these are replaced."""
+MESSAGE = "OpenCV or Pillow called a function of FFmpeg, OpenBLAS, libaom or libxcb, which this image leaves out"
 ASSEMBLY = f"""
 .section .rodata
 message: .ascii "{MESSAGE}\\n"
@@ -33,10 +41,14 @@ called:
 
 
 def main(site_packages: Path) -> None:
-    (opencv,) = site_packages.glob("cv2/cv2*.so")
-    folder = site_packages / "opencv_python_headless.libs"
-    replaced = [library for name in REPLACED for library in folder.glob(f"{name}-*.so*")]
-    users = {opencv, *folder.iterdir()} - set(replaced)
+    for modules, libraries, names in WHEELS:
+        _leave_out(set(site_packages.glob(modules)), site_packages / libraries, names)
+
+
+def _leave_out(modules: set[Path], folder: Path, names: tuple[str, ...]) -> None:
+    """Replace the libraries of these names, and remove those that no module needs any more."""
+    replaced = [library for name in names for library in folder.glob(f"{name}-*.so*")]
+    users = {*modules, *folder.iterdir()} - set(replaced)
     expected = {symbol for user in users for symbol in _symbols(user, "--undefined-only")}
     for library in replaced:
         _replace(library, _renamed(library.name), expected & _symbols(library, "--defined-only"))
@@ -45,7 +57,7 @@ def main(site_packages: Path) -> None:
         for library in replaced:  # names of the same length, so nothing moves
             content = content.replace(library.name.encode(), _renamed(library.name).encode())
         user.write_bytes(content)
-    needed, left = {opencv}, {opencv}
+    needed, left = set(modules), set(modules)
     while left:
         left = {folder / name for one in left for name in _needed(one) if (folder / name).exists()} - needed
         needed |= left
