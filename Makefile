@@ -7,7 +7,7 @@ ARGS ?=
 # Without bytecode each process would compile all modules again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help serve test test-fast test-clients test-cluster test-trainers lint bench soak parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast test-clients test-cluster test-trainers lint bench soak gpu-check parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,9 @@ bench: $(VENV)/.bench ## this service beside its peers and the limit: docs/perfo
 
 soak: $(VENV)/.dev ## ten minutes of mixed callers and faults, with an account at the end; ARGS="--seconds 60" shortens it
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+gpu-check: $(VENV)/.dev ## on a GPU host, in less than 8 minutes: tests, parity, figures, one report in build/gpu-check
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answers from plain fp32
 	$(BIN)/python -m benchmarks.parity $(ARGS)

@@ -177,7 +177,7 @@ class LocalCluster:
 def local_cluster(nodes: int, redis: str | None = None, head_cpus: int = 8) -> Iterator[LocalCluster]:
     # Sockets lie there, whose paths are short: not in the folder of a test.
     with tempfile.TemporaryDirectory(prefix="cm-", ignore_cleanup_errors=True) as folder:
-        cluster = LocalCluster(Path(folder), *(free_port() for _ in range(4)), redis)
+        cluster = LocalCluster(Path(folder), free_port(), free_port(), free_port(), free_port(), redis)
         try:
             for number in range(nodes):
                 cluster.start_node(cpus=8 if number else head_cpus)
