@@ -10,7 +10,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # processor time of an installation, for modules that are never imported. 0 turns it off: pip inverts this variable.
 export PIP_NO_COMPILE := 0
 
-.PHONY: help serve test test-fast test-clients test-cluster test-trainers lint bench soak parity proto clean up down images sbom wheels locks test-compose
+.PHONY: help serve test test-fast test-clients test-cluster test-trainers lint bench soak gpu-check parity proto clean up down images sbom wheels locks test-compose
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,9 @@ bench: $(VENV)/.bench ## this service beside its peers and the limit: docs/perfo
 
 soak: $(VENV)/.dev ## ten minutes of mixed callers and faults, with an account at the end; ARGS="--seconds 60" shortens it
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+gpu-check: $(VENV)/.dev ## on a GPU host, in less than 8 minutes: tests, parity, figures, one report in build/gpu-check
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 parity: $(VENV)/.dev ## how far precisions, folding and compiling move the answers from plain fp32
 	$(BIN)/python -m benchmarks.parity $(ARGS)

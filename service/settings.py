@@ -47,7 +47,9 @@ def _form(pattern: str, expected: str) -> AfterValidator:
 _PORT = r"[1-5]?\d{1,4}|6[0-4]\d{3}|65[0-4]\d\d|655[0-2]\d|6553[0-5]"
 """At most 65535: of a larger number libzmq would take the lower bits."""
 
-Address = Annotated[str, _form(rf"ipc://.+|tcp://.+:({_PORT}|\*)", "ipc://PATH or tcp://HOST:PORT")]
+Address = Annotated[
+    str, _form(rf"ipc://.+|tcp://.+:({_PORT}|\*)|dns://.+:({_PORT})", "ipc://PATH, tcp://HOST:PORT or dns://NAME:PORT")
+]
 
 
 PrecisionChoice = Annotated[
@@ -227,8 +229,9 @@ class Settings(BaseSettings):
 
     # Between front-ends and workers
     worker_address: Annotated[tuple[Address, ...], NoDecode, BeforeValidator(_split_names)] = ()
-    """`ipc://PATH` or `tcp://HOST:PORT`. A worker listens there; a front-end connects to all of them, comma-separated.
-    `serve` chooses addresses if none are given."""
+    """`ipc://PATH` or `tcp://HOST:PORT`. A worker listens there; a front-end connects to all of them, comma-separated,
+    and to every address that NAME has in `dns://NAME:PORT`, as they come and go. `serve` chooses addresses if none are
+    given."""
     wire_key_file: Path | None = None
     """File of the CURVE key pair that encrypts and authenticates tcp:// addresses; `convmlp wire-key FILE` makes it.
     All front-ends and workers have the same. Without it only addresses of this host are accepted."""

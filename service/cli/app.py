@@ -126,8 +126,8 @@ def worker(context: typer.Context) -> None:
     from service.worker.main import run_worker
 
     settings = _settings(context, needs_worker_address=True)
-    if len(settings.worker_address) > 1:
-        print_error("a worker listens at one --worker-address; only front-ends take several")
+    if len(settings.worker_address) > 1 or settings.worker_address[0].startswith("dns://"):
+        print_error("a worker listens at one --worker-address; only front-ends take several, or a name of several")
         raise typer.Exit(2)
     sys.exit(run_worker(settings))
 

@@ -12,7 +12,7 @@ import structlog
 from ray import serve
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.cluster.members import Members, follow_controller
+from service.cluster.controller import follow_controller
 from service.cluster.replica import node_address, node_addresses, start_process, wire_keys
 from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.core.tls import certificate_files
@@ -23,6 +23,7 @@ from service.frontend.http_main import RestApplication
 from service.observability.tracing import open_tracing
 from service.process import hold_port
 from service.settings import Settings
+from service.wire.members import Members
 
 REQUEST_ID = b"x-request-id"
 

@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 import uvloop
 
-from service.cluster.members import ADDRESS
+from service.cluster.controller import ADDRESS
 from service.cluster.replica import node_address, start_process, wire_keys
 from service.observability.tracing import Tracing, open_tracing
 from service.process import BEAT_INTERVAL_S, EXIT_WEDGED, host_port

@@ -48,6 +48,8 @@ def place_workers(settings: Settings, folder: Path, count_cuda_devices: Callable
         raise Unplaceable(
             f"workers is {settings.workers} but worker_address has {len(addresses)} addresses; set only one of the two"
         )
+    if any(address.startswith("dns://") for address in addresses):
+        raise Unplaceable("worker_address is a name (dns://), which only `rest` and `grpc` take; leave it out")
     wanted = settings.workers or len(addresses)
     gpus = count_cuda_devices() if any_gpu and wanted != 1 else 0
     count = wanted or max(1, gpus)

@@ -171,7 +171,7 @@ def _read_keys(path: Path) -> CurveKeys:
 
 def _stays_on_this_host(address: str) -> bool:
     kind, _, rest = address.partition("://")
-    if kind != "tcp":
+    if kind == "ipc":
         return True
     host = rest.rpartition(":")[0].strip("[]")
     try:

@@ -11,14 +11,14 @@ from tests.deploy.k8s import COMPLETE, FRONT_ENDS, PARTS, ROOT, SERVICES, deploy
 
 
 @pytest.mark.parametrize("folder", SERVICES)
-def test_front_ends_know_every_worker_that_there_may_be(folder: str) -> None:
-    """Front-ends' addresses of workers are the StatefulSet's pods, at the port where a worker listens."""
+def test_front_ends_know_every_worker(folder: str) -> None:
+    """Their address of workers is the name of the Service that has all of them, at the port where a worker listens."""
     there = deployed(folder)
-    _, most = there.fewest_and_most("worker")
     service = there.workload("worker")["spec"]["serviceName"]
-    known = [f"tcp://convmlp-worker-{number}.{service}:5555" for number in range(most)]
+    selector = there.one("Service", service)["spec"]["selector"]
+    assert selects({"matchLabels": selector}, there.labels("worker"))
     for part in FRONT_ENDS:
-        assert there.environment(part)["CONVMLP_WORKER_ADDRESS"].split(",") == known
+        assert there.environment(part)["CONVMLP_WORKER_ADDRESS"] == f"dns://{service}:5555"
     assert there.environment("worker")["CONVMLP_WORKER_ADDRESS"] == "tcp://0.0.0.0:5555"
 
 

@@ -20,6 +20,7 @@ from service.observability.exposition import open_metrics
 from service.observability.metrics import FrontEndMetrics
 from service.settings import Settings, usable_cores
 from service.wire.curve import CurveKeys, front_end_wire
+from service.wire.discovery import fixed, follow_names
 from service.wire.pool import WorkerPool
 
 log = structlog.get_logger(__name__)
@@ -59,7 +60,7 @@ async def open_front_end(settings: Settings, keys: CurveKeys | None = None) -> A
             max_bytes=settings.decoded_bytes,
         )
         workers = WorkerPool(
-            settings.worker_address,
+            fixed(settings.worker_address),
             heartbeat_s=settings.heartbeat_interval_ms / 1000,
             timeout_s=settings.worker_timeout_ms / 1000,
             listener=metrics,
@@ -70,10 +71,11 @@ async def open_front_end(settings: Settings, keys: CurveKeys | None = None) -> A
             metrics.event_loop_lag(lag_s)
             metrics.threads(threads.waiting, threads.abandoned, threads.held_bytes)
 
-        async with workers:
+        drain_s = settings.drain_timeout_ms / 1000
+        async with workers, follow_names(workers, settings.worker_address, drain_s) as wait_for_workers:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(2 * settings.heartbeat_interval_ms / 1000):
-                    await workers.wait_for_state()
+                    await wait_for_workers()
             engine = Engine(workers, threads, settings, metrics, auth.charge)
             watching = asyncio.create_task(watch_event_loop(report), name="event-loop")
             try:

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from service.cluster.members import Members
+from service.wire.members import Members
 from service.wire.pool import WorkerPool
 from tests.service.wire.scripted_worker import ScriptedWorker
 from tests.service.wire.worker_pool import classify, open_pool, served

@@ -1,4 +1,4 @@
-"""Which workers a front-end talks to: those that Ray's controller reports for each group, as they come and go."""
+"""Which workers a front-end talks to, where they come and go: those that were reported last, for each group of them."""
 
 from __future__ import annotations
 
@@ -6,23 +6,18 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import AsyncIterator, Collection, Iterable
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import structlog
 
 from service.wire.pool import WorkerPool
 
-ADDRESS = "worker_address"
-"""Key of a worker's address in the metadata of its replica."""
 JOIN_S = 10.0
 """How long a worker that leaves is kept at the most until those that take its place are ready."""
 FIRST_S = 10.0
 """How long a front-end that starts waits for its first workers."""
-LOOK_S = 2.0
-"""Between two looks whether the controller still reports."""
 
 log = structlog.get_logger(__name__)
 
@@ -89,49 +84,12 @@ class Members:
 
 
 @asynccontextmanager
-async def follow_controller(members: Members, app: str, groups: Collection[str]) -> AsyncIterator[None]:
-    """Reports the replicas of the deployments `groups` of a Serve application to `members`."""
-    watching = asyncio.create_task(_watch(members, app, groups), name="members-watch")
-    following = asyncio.create_task(members.run(), name="members")
+async def following(members: Members, reporting: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """Follows what `reporting` reports to `members`."""
+    tasks = [asyncio.create_task(one, name="members") for one in (reporting, members.run())]
     try:
         yield
     finally:
-        for task in (watching, following):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(watching, following, return_exceptions=True)
-
-
-async def _watch(members: Members, app: str, groups: Collection[str]) -> None:
-    """Long-poll the controller, from a new client after each error: one ends with the controller that it asked."""
-    import ray
-    from ray.serve._private.common import DeploymentID
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
-    from ray.serve._private.long_poll import LongPollClient, LongPollNamespace
-
-    client: Any = None
-    try:
-        while True:
-            if client is None or not client.is_running:
-                try:
-                    controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-                except ValueError:
-                    log.warning("there is no controller of Serve; the workers stay as they were reported last")
-                else:
-                    listeners = {
-                        (LongPollNamespace.DEPLOYMENT_TARGETS, DeploymentID(name=group, app_name=app)): partial(
-                            _report, members, group
-                        )
-                        for group in groups
-                    }
-                    client = LongPollClient(
-                        controller, listeners, call_in_event_loop=asyncio.get_running_loop(), client_id=f"convmlp-{app}"
-                    )
-            await asyncio.sleep(LOOK_S)
-    finally:
-        if client is not None:
-            client.stop()
-
-
-def _report(members: Members, group: str, targets: Any) -> None:  # noqa: ANN401  (Ray's DeploymentTargetInfo)
-    addresses = [replica.replica_metadata.get(ADDRESS, "") for replica in targets.running_replicas]
-    members.report(group, [address for address in addresses if address])
+        await asyncio.gather(*tasks, return_exceptions=True)
