@@ -14,7 +14,7 @@ from service.wire.pool import WorkerPool
 
 SCHEME = "dns://"
 LOOK_S = 2.0
-"""Between two looks. Resolvers keep an answer for as long as its zone says, 5 to 30 s in Kubernetes."""
+"""Between two looks. Resolvers keep an answer for as long as its zone sets, 5 to 30 s in Kubernetes."""
 
 log = structlog.get_logger(__name__)
 

@@ -26,7 +26,7 @@ def gpu_check(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_one_sentence_says_so(tmp_path: Path) -> None:
+def test_without_a_gpu_one_sentence_reports_it(tmp_path: Path) -> None:
     """Nothing is run or written, and the exit status is 1."""
     ran = gpu_check("--out", str(tmp_path / "out"))
     assert (ran.returncode, ran.stdout, len(ran.stderr.splitlines())) == (1, "", 1)
