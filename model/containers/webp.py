@@ -14,6 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from model.containers import vp8l
 from model.containers.header import (
     DECODED_BYTES,
     MAX_HEADER_PARTS,
@@ -82,7 +83,8 @@ def read_header(data: bytes) -> Header:
     else:
         cost = (LOSSY_COST + ALPHA_COST * alpha) * width * height + LOSSY_BYTE_COST * encoded_bytes
     pixel_bytes = LOSSLESS_BYTES if layout.lossless or alpha else DECODED_BYTES
-    return header_of(ImageFormat.WEBP, width, height, cost, pixel_bytes=pixel_bytes, layout=layout)
+    tables = sum(vp8l.table_limit(*layout.frame) for _ in _lossless_streams(data, layout))
+    return header_of(ImageFormat.WEBP, width, height, cost, pixel_bytes=pixel_bytes, row_bytes=tables, layout=layout)
 
 
 def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
@@ -90,11 +92,13 @@ def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
     orientation.
 
     Raises:
-        struct.error, ImageTooLarge: too many chunks, or damaged ones.
+        struct.error, ImageTooLarge: too many chunks, or damaged ones; too large tables of codes.
         ValueError: corrupt, or out of memory.
     """
     layout = header.layout
     assert isinstance(layout, _Layout)
+    for stream, has_header in _lossless_streams(data, layout):
+        vp8l.check_tables(stream, *layout.frame, has_header=has_header)
     picture: Any = cv2.imdecode(np.frombuffer(_encoded(data, layout), np.uint8), cv2.IMREAD_UNCHANGED)
     width, height = layout.frame
     if picture is None or picture.shape[:2] != (height, width):
@@ -114,14 +118,10 @@ def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
 def _layout(data: bytes) -> _Layout:
     chunks = _chunks(data, FILE_HEADER_BYTES, len(data))
     kind, start, end = next(chunks, (b"", 0, 0))
-    if kind == LOSSY:
-        width, height = struct.unpack_from("<HH", data, start + 14)
-        sides = width & 0x3FFF, height & 0x3FFF
-        return _Layout(sides, sides, 0, 0, 0, [(start, end)], False, len(data))
-    if kind == LOSSLESS:
-        (bits,) = struct.unpack_from("<I", data, start + 9)
-        sides = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        return _Layout(sides, sides, 0, 0, HAS_ALPHA * (bits >> 28 & 1), [(start, end)], True, len(data))
+    if kind in (LOSSY, LOSSLESS):
+        width, height, flags = _coded_sides(data, kind, start)
+        sides = width, height
+        return _Layout(sides, sides, 0, 0, flags, [(start, end)], kind == LOSSLESS, len(data))
     if kind != EXTENDED:
         raise _no_picture()
     flags = data[start + 8]
@@ -141,8 +141,30 @@ def _layout(data: bytes) -> _Layout:
         if kind == ALPHA:
             picture = [(start, end)]
         elif kind in (LOSSY, LOSSLESS):
+            if _coded_sides(data, kind, start)[:2] != frame:
+                raise ImageUndecodable("the WebP declares several sizes; save it again")
             return _Layout(canvas, frame, left, top, flags, [*picture, (start, end)], kind == LOSSLESS, end)
     return _Layout(canvas, frame, left, top, flags, [], True, len(data))
+
+
+def _coded_sides(data: bytes, kind: bytes, start: int) -> tuple[int, int, int]:
+    """Width and height in the header of coded pixels, and the flags: whether they have alpha."""
+    if kind == LOSSY:
+        width, height = struct.unpack_from("<HH", data, start + 14)
+        return width & 0x3FFF, height & 0x3FFF, 0
+    (bits,) = struct.unpack_from("<I", data, start + 9)
+    return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, HAS_ALPHA * (bits >> 28 & 1)
+
+
+def _lossless_streams(data: bytes, layout: _Layout) -> Iterator[tuple[memoryview, bool]]:
+    """The lossless streams of the picture, and whether each has a header: the picture itself, or its alpha."""
+    for start, end in layout.chunks:
+        content = memoryview(data)[start + CHUNK_HEADER_BYTES : end]
+        kind = data[start : start + 4]
+        if kind == LOSSLESS:
+            yield content, True
+        elif kind == ALPHA and content and content[0] & 3 == 1:
+            yield content[1:], False
 
 
 def _encoded(data: bytes, layout: _Layout) -> bytes:
