@@ -75,7 +75,7 @@ def check_tables(data: memoryview, width: int, height: int, *, has_header: bool)
 
 
 def _table_bytes(groups: int, cache_bits: int) -> int:
-    """Of libwebp: for each group five tables of entries of four bytes, and what it knows of the group."""
+    """Of libwebp: for each group five tables of entries of four bytes, and a record of some hundreds."""
     return groups * (4 * (2_956 + (1 << cache_bits)) + 600)
 
 
