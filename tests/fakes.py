@@ -223,6 +223,7 @@ class FakeRunner:
     measured_again: list[bool] = field(default_factory=list)
     """Each measurement of a precision: whether it might go on."""
     lanes: int = 1
+    can_overlap: bool = False
     lost: bool = False
     """The device fails when it is pinged."""
     pings: int = 0

@@ -1,8 +1,9 @@
 """p99 at 80 % of the capacity: a real service under load, the ten slowest answers, and other policies in a simulation.
 
 One client at a time; 32 clients, whose rate is the capacity; then requests that arrive at random (Poisson) at 80 % and
-at 120 % of it. First of ConvMLP-S alone, then of the embedded classifier, detector and segmenter, equally often. The
-simulation takes the measured times of batches and of a request's other work.
+at 120 % of it. `classify`: ConvMLP-S alone; `mixture`: the embedded classifier, detector and segmenter, equally often;
+`long`: ConvMLP-S, and for every tenth of its requests a detection by RetinaNet in the size of the paper. The simulation
+takes the measured times of batches and of a request's other work.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 
 from benchmarks.material import MODEL, make_material
 from benchmarks.processes import adopt_orphans
 from benchmarks.run import within
-from benchmarks.servers import REPOSITORY
+from benchmarks.servers import LARGE_MODELS, REPOSITORY
 from benchmarks.tail.compare import compare, lines
 from benchmarks.tail.curves import Times
 from benchmarks.tail.measure import DEADLINE_MS, Load, Service, apply_load, running
@@ -28,11 +30,22 @@ from benchmarks.tail.report import disturbance_lines, load_line, stage_lines, st
 from benchmarks.tail.simulation import Curve
 from service.settings import usable_cores
 
+
+class Requested(NamedTuple):
+    """`share`: how many requests a model gets, in proportion to the others'."""
+
+    task: str
+    share: float
+
+
 EMBEDDED = {"classify": "convmlp_pets_breed", "detect": "convmlp_pets_heads", "segment": "convmlp_pets_outline"}
-WORKLOADS: Mapping[str, Mapping[str, str]] = {
-    "classify": {MODEL: f"/classify?model={MODEL}"},
-    "mixture": {model: f"/{task}?model={model}" for task, model in EMBEDDED.items()},
+WORKLOADS: Mapping[str, Mapping[str, Requested]] = {
+    "classify": {MODEL: Requested("classify", 1.0)},
+    "mixture": {model: Requested(task, 1.0) for task, model in EMBEDDED.items()},
+    "long": {MODEL: Requested("classify", 10.0), LARGE_MODELS["detect"]: Requested("detect", 1.0)},
 }
+"""By model."""
+DEFAULT = "classify,mixture"
 SHARE, OVERLOAD = 0.8, 1.2
 CLOSED_PART = 0.25
 """Of the seconds of the main load, for each of the others."""
@@ -41,7 +54,7 @@ CLOSED_PART = 0.25
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tail", description=__doc__)
     parser.add_argument("--seconds", type=within(float, 1.0, 120.0), default=16.0, help="of the load at 80 %%")
-    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="default: %(default)s")
+    parser.add_argument("--workloads", default=DEFAULT, help="of classify, mixture and long")
     parser.add_argument("--cpu-ms", type=within(float, 0.0, 100.0), help="simulate alone, with so much CPU a request")
     parser.add_argument("--save", type=Path, help="a file for the measured times of batches")
     parser.add_argument("--times", type=Path, help="such a file: do not measure them again")
@@ -51,6 +64,10 @@ def main() -> None:
         parser.error(f"unknown workloads: {', '.join(sorted(unknown))}; known: {', '.join(WORKLOADS)}")
     adopt_orphans()
     material = make_material(REPOSITORY / ".bench" / "material", None)
+    if "long" in names:
+        from benchmarks.large import make_large
+
+        make_large(material)
     models = list(dict.fromkeys(model for name in names for model in WORKLOADS[name]))
     precision = material.fastest_precision()
     times = read_times(arguments.times) if arguments.times else measure_times(material.models_dir, models, precision)
@@ -65,7 +82,12 @@ def main() -> None:
         curves = {
             model: Curve(times[model].seconds, times[model].lone_s, cpu_ms[name] / 1000) for model in WORKLOADS[name]
         }
-        print("\n".join(lines(compare(curves, usable_cores(), SHARE))), flush=True)
+        print("\n".join(lines(compare(curves, usable_cores(), SHARE, shares_of(name)))), flush=True)
+
+
+def shares_of(workload: str) -> dict[str, float]:
+    """By model."""
+    return {model: requested.share for model, requested in WORKLOADS[workload].items()}
 
 
 def measure_times(models_dir: Path, models: Sequence[str], precision: str) -> dict[str, Times]:
@@ -87,7 +109,7 @@ def measure(
     loads: dict[str, dict[str, Load]] = {}
     with running(models, models_dir) as service:
         for name in names:
-            loads[name] = _loads(service, WORKLOADS[name], pictures, seconds)
+            loads[name] = _loads(service, name, pictures, seconds)
     for name, by_load in loads.items():
         print(f"\n## {name}: measured\n")
         for load_name, load in by_load.items():
@@ -112,19 +134,23 @@ def measure(
     return {name: by_load["32 clients"].cpu_ms for name, by_load in loads.items()}
 
 
-def _loads(service: Service, paths: Mapping[str, str], pictures: Sequence[bytes], seconds: float) -> dict[str, Load]:
-    requests = {model: [(path, picture) for picture in pictures] for model, path in paths.items()}
+def _loads(service: Service, workload: str, pictures: Sequence[bytes], seconds: float) -> dict[str, Load]:
+    requests = {
+        model: [(f"/{requested.task}?model={model}", picture) for picture in pictures]
+        for model, requested in WORKLOADS[workload].items()
+    }
+    shares = shares_of(workload)
     short_s = CLOSED_PART * seconds
     closed = {
-        "one client": apply_load(service, requests, short_s, clients=1),
-        "32 clients": apply_load(service, requests, short_s, clients=32),
+        "one client": apply_load(service, requests, shares, short_s, clients=1),
+        "32 clients": apply_load(service, requests, shares, short_s, clients=32),
     }
     rate = closed["32 clients"].per_second
     time.sleep(1.0)
     return {
         **closed,
-        "80 %": apply_load(service, requests, seconds, rate=SHARE * rate),
-        "120 %": apply_load(service, requests, short_s, rate=OVERLOAD * rate, timeout_ms=DEADLINE_MS),
+        "80 %": apply_load(service, requests, shares, seconds, rate=SHARE * rate),
+        "120 %": apply_load(service, requests, shares, short_s, rate=OVERLOAD * rate, timeout_ms=DEADLINE_MS),
     }
 
 

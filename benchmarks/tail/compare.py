@@ -46,13 +46,14 @@ class Comparison:
         return self.rows[0].p99_ms / self.best.p99_ms
 
 
-def compare(curves: Mapping[str, Curve], lanes: int, share: float, requests: int = REQUESTS) -> Comparison:
-    """All models get equally many requests. All policies get the same ones."""
+def compare(
+    curves: Mapping[str, Curve], lanes: int, load: float, shares: Mapping[str, float], requests: int = REQUESTS
+) -> Comparison:
+    """At a load that is a part of the capacity. `shares`: of the requests, by model. All policies get the same ones."""
     made = policies(len(curves))
     ours = next(iter(made.values()))
-    shares = dict.fromkeys(curves, 1.0)
     most = capacity(curves, lanes, ours(curves, lanes), shares, CLIENTS, requests)
-    rates = dict.fromkeys(curves, share * most / len(curves))
+    rates = {model: load * most * share / sum(shares.values()) for model, share in shares.items()}
     arrivals = [poisson(rates, requests, seed) for seed in SEEDS]
     rows = []
     for name, make in made.items():
@@ -60,7 +61,7 @@ def compare(curves: Mapping[str, Curve], lanes: int, share: float, requests: int
         rows.append(_row(name, results, list(curves)))
     return Comparison(
         most,
-        share * most,
+        load * most,
         {model: (curve.lone_s + curve.decode_s) * 1000 for model, curve in curves.items()},
         mean(bound_s(curves, lanes, one, LATE) for one in arrivals) * 1000,
         rows,

@@ -149,6 +149,7 @@ def running(models: Sequence[str], models_dir: Path | None) -> Iterator[Service]
 def apply_load(
     service: Service,
     requests: Mapping[str, Sequence[tuple[str, bytes]]],
+    shares: Mapping[str, float],
     seconds: float,
     *,
     clients: int = 0,
@@ -158,11 +159,12 @@ def apply_load(
     """A closed loop of `clients`, or an open loop of `rate` requests a second.
 
     Args:
-        requests: by model, path and picture of its requests; each request draws a model, then takes the next picture.
+        requests: by model, path and picture of its requests; each request draws a model by its share, then takes the
+            next picture.
     """
     load = Load(offered=rate, seconds=seconds)
     cpu_s = service.cpu_s()
-    uvloop.run(_apply(service.port, load, requests, clients, timeout_ms))
+    uvloop.run(_apply(service.port, load, requests, shares, clients, timeout_ms))
     load.cpu_ms = (service.cpu_s() - cpu_s) * 1000 / max(1, sum(load.statuses.values()))
     window_s = load.began_s + WARM_UP_S
     load.per_second = steady_rate([one.ended_s for one in load.answers], window_s, seconds)
@@ -171,7 +173,12 @@ def apply_load(
 
 
 async def _apply(
-    port: int, load: Load, requests: Mapping[str, Sequence[tuple[str, bytes]]], clients: int, timeout_ms: int | None
+    port: int,
+    load: Load,
+    requests: Mapping[str, Sequence[tuple[str, bytes]]],
+    shares: Mapping[str, float],
+    clients: int,
+    timeout_ms: int | None,
 ) -> None:
     headers = {"Content-Type": "image/jpeg"} | ({} if timeout_ms is None else {"X-Request-Timeout-Ms": str(timeout_ms)})
     turns = {
@@ -180,12 +187,12 @@ async def _apply(
         )
         for model, pairs in requests.items()
     }
-    draw, models = random.Random(0), list(requests)
+    draw, models, weights = random.Random(0), list(requests), [shares[model] for model in requests]
     due = due_times(load.offered) if load.offered else None
     async with Connections(HOST, port) as connections:
 
         async def send(_: int) -> Outcome:
-            model = draw.choice(models)
+            (model,) = draw.choices(models, weights)
             sent_s = time.monotonic()
             due_s = sent_s if due is None else load.began_s + next(due)
             try:

@@ -35,14 +35,19 @@ class Ours:
         self._scheduler.arrived(free, now_s)
 
     def next(self, free: int, running: Sequence[RunningBatch], now_s: float) -> RunningBatch | None:
-        batch = self._scheduler.next(free, running, now_s) if free else None
+        if free:
+            batch = self._scheduler.next(free, running, now_s)
+        elif any(one.overlaps for one in running):
+            return None
+        else:
+            batch = self._scheduler.overlapping(running, now_s)
         if batch is not None:
             self._scheduler.started(batch, now_s)
         return batch
 
     def ended(self, batch: RunningBatch, seconds: float) -> None:
         self._scheduler.ended(batch, seconds)
-        if batch.lanes == 1:
+        if batch.lanes == 1 and not batch.overlaps:
             self._latency.record(batch.jobs[0].shape, len(batch.jobs), seconds)
 
     def wake_s(self) -> float:

@@ -50,13 +50,16 @@ class Records(msgspec.Struct):
 
 
 class Collections:
-    """Records the pauses of this process in `records` from now on."""
+    """Records the pauses of this process in `records` from now on, until it is closed."""
 
     def __init__(self, process: str, records: Records) -> None:
         self._process = process
         self._records = records
         self._started_s = 0.0
         gc.callbacks.append(self._on_collection)
+
+    def close(self) -> None:
+        gc.callbacks.remove(self._on_collection)
 
     def _on_collection(self, phase: Literal["start", "stop"], info: dict[str, int]) -> None:
         now_s = time.monotonic()

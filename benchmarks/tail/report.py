@@ -49,6 +49,7 @@ def _fits(batch: Batch, answer: Answer) -> bool:
     return (
         batch.images == answer.images
         and batch.slot.startswith(answer.model)
+        and batch.started_s - answer.stages["queue"] / 1000 > answer.sent_s - SLACK_S
         and abs(batch.seconds - answer.stages["infer"] / 1000) < SLACK_S + 0.1 * batch.seconds
     )
 

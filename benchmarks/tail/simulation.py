@@ -189,7 +189,7 @@ class Simulation:
             self._computing.append(_Task(seconds, first, batch, now_s))
 
     def _free(self) -> int:
-        return max(0, self._lanes - sum(batch.lanes for batch in self._running))
+        return self._lanes - sum(batch.lanes for batch in self._running if not batch.overlaps)
 
     def _end(self, task: _Task, now_s: float) -> None:
         batch, result = task.batch, self.result

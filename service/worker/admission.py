@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Overloaded, too_late
 from service.wire.messages import WaitEstimate
-from service.worker.batching import BatchSizeLimits, plan_batch
+from service.worker.batching import BatchSizeLimits, overlap_s, plan_batch
 from service.worker.queue import JobQueue
 from service.worker.types import Job, RunningBatch, Shape
 
@@ -113,7 +113,7 @@ class LatencyEstimator:
 class Admission:
     """Admits jobs to the queue and removes those that would be answered too late.
 
-    `running` has the batches on the device's `lanes`; its owner keeps it up to date.
+    `running` has the batches on the device's `lanes`; its owner keeps it up to date. `can_overlap`: see `Runner`.
     """
 
     def __init__(
@@ -124,12 +124,15 @@ class Admission:
         limits: BatchSizeLimits,
         lanes: int,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        can_overlap: bool = False,
     ) -> None:
         self._queue = queue
         self._running = running
         self._latency = latency
         self._limits = limits
         self._lanes = lanes
+        self._can_overlap = can_overlap
         self._clock = clock
 
     @property
@@ -212,7 +215,20 @@ class Admission:
             waiting = queue.depth_of(shape)
             others = queue.images - waiting
         plan = plan_batch(self._lanes, waiting + 1, others, self._limits.max_images(shape), self._lanes)
-        return MARGIN * ahead_s / self._lanes + plan.images * image_s / plan.lanes
+        answered_s = MARGIN * ahead_s / self._lanes + plan.images * image_s / plan.lanes
+        if self._can_overlap:
+            answered_s = min(answered_s, self._overlapping_s(shape, image_s, deadline_s))
+        return answered_s
+
+    def _overlapping_s(self, shape: Shape, image_s: float, deadline_s: float) -> float:
+        """As `_answered_s`, where the job overlaps the running batches after those of its model; infinity: it cannot."""
+        now_s = self._clock()
+        if not 0.0 < image_s <= overlap_s(self._running, now_s):
+            return math.inf
+        before_s = sum(batch.left_s(now_s) for batch in self._running if batch.overlaps)
+        if (of_model := self._queue.models.get(shape.model)) is not None:
+            before_s += of_model.seconds_until(deadline_s)
+        return (MARGIN * before_s + image_s) * (self._lanes + 1) / self._lanes
 
     def _delays_others(self, job: Job, image_s: float) -> bool:
         """Whether jobs that were admitted would be late if this one were served before them."""

@@ -7,15 +7,12 @@ schedules and forwards batches while lanes are free.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -26,6 +23,7 @@ from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
 from service.worker.admission import Admission, LatencyEstimator
 from service.worker.batching import BatchSizeLimits, Retries, make_batch
+from service.worker.device_executor import DeviceCall, DeviceExecutor
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
 from service.worker.scheduling import Scheduler
@@ -44,84 +42,6 @@ Outputs = tuple[RawOutput | NotFinite, ...]
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
-
-
-@dataclass(slots=True, eq=False)
-class DeviceCall(Generic[T]):
-    """A function that runs on some lanes, in one thread. `result` and the times are set once they are known.
-
-    `started_s` is None until the thread takes the call: the first thread may have a model to load before.
-    """
-
-    function: Callable[[], T]
-    on_done: Callable[[DeviceCall[T]], None]
-    lanes: int
-    thread: int
-    started_s: float | None = None
-    ended_s: float = 0.0
-    result: T | Exception | None = None
-
-
-class DeviceExecutor:
-    """The device's lanes and their threads. It runs several calls at once, each on some lanes and in one thread.
-
-    `first` is the thread in which models are put on the device; the other threads are made here. `free` lanes have
-    no call.
-
-    Calls on several lanes use the first threads, calls on one lane the last. OpenMP keeps a team of threads for each
-    thread that ever computed on several cores, and once these are more than the cores, all of them sleep after each
-    layer of a network: a lone ConvMLP-S on two cores then takes 17 ms instead of 11.
-    """
-
-    def __init__(self, lanes: int, first: Executor, clock: Callable[[], float] = time.monotonic) -> None:
-        self.lanes = lanes
-        self.free = lanes
-        self._clock = clock
-        others = [ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}") for number in range(2, lanes + 1)]
-        self._threads: list[Executor] = [first, *others]
-        self._idle = list(range(lanes))
-        """Indices of `_threads` without a call, rising."""
-        self._calls: list[DeviceCall[Any]] = []
-        self._answered_s = clock()
-
-    def run(self, lanes: int, function: Callable[[], T], on_done: Callable[[DeviceCall[T]], None]) -> None:
-        """Call a function in a thread, and `on_done` in the event loop afterwards. So many lanes must be free."""
-        call = DeviceCall(function, on_done, lanes, self._idle.pop(0 if lanes > 1 else -1))
-        self.free -= lanes
-        self._calls.append(call)
-        self._threads[call.thread].submit(self._work, call, asyncio.get_running_loop())
-
-    def busy_s(self) -> float:
-        """For how many seconds the oldest running call has been running; 0 where none runs."""
-        started_s = [call.started_s for call in self._calls if call.started_s is not None]
-        return self._clock() - min(started_s) if started_s else 0.0
-
-    def silent_s(self) -> float:
-        """For how many seconds the device, or a lane with a call, has not answered."""
-        return max(self.busy_s(), self._clock() - self._answered_s)
-
-    def close(self) -> None:
-        """Let the threads end after their present calls, whose results are dropped."""
-        for thread in self._threads[1:]:
-            thread.shutdown(wait=False)
-
-    def _work(self, call: DeviceCall[T], loop: asyncio.AbstractEventLoop) -> None:
-        """In the call's thread."""
-        call.started_s = self._clock()
-        try:
-            call.result = call.function()
-        except Exception as error:  # passed to `on_done`
-            call.result = error
-        call.ended_s = self._clock()
-        with contextlib.suppress(RuntimeError):  # the loop has ended
-            loop.call_soon_threadsafe(self._finish, call)
-
-    def _finish(self, call: DeviceCall[T]) -> None:
-        self._calls.remove(call)
-        insort(self._idle, call.thread)
-        self.free += call.lanes
-        self._answered_s = call.ended_s
-        call.on_done(call)
 
 
 class Dispatcher:
@@ -144,7 +64,7 @@ class Dispatcher:
         on_not_finite: Callable[[], None] | None = None,
     ) -> None:
         self._runner = runner
-        self.executor = DeviceExecutor(runner.lanes, device_thread, clock)
+        self.executor = DeviceExecutor(runner.lanes, device_thread, clock, can_overlap=runner.can_overlap)
         self._idle_s = idle_s
         self._on_replies = on_replies
         self._on_not_finite = on_not_finite
@@ -157,7 +77,9 @@ class Dispatcher:
         self._scheduler = Scheduler(queue, limits, self._latency, runner.lanes, runner.max_lanes_per_batch)
         self._running: list[RunningBatch] = []
         self._ended: deque[tuple[RunningBatch, DeviceCall[Outputs]]] = deque()
-        self.admission = Admission(queue, self._running, self._latency, limits, runner.lanes, clock)
+        self.admission = Admission(
+            queue, self._running, self._latency, limits, runner.lanes, clock, can_overlap=runner.can_overlap
+        )
         self._retries = Retries(limits)
         self._trials: deque[tuple[RunningBatch, float]] = deque()
         """With the times since when they wait."""
@@ -203,10 +125,12 @@ class Dispatcher:
             replies = bool(self._ended)
             while self._ended:
                 self._publish(*self._ended.popleft())
-            if self._queue.images and self.executor.free:
+            if self._queue.images and (self.executor.free or self.executor.can_overlap):
                 self._refuse_late()
             while self.executor.free and (batch := self._schedule()) is not None:
                 self._forward(batch)
+            if self.executor.can_overlap and not self.executor.free and self._queue.images:
+                self._overlap()
             if replies and self._on_replies is not None:
                 self._on_replies()
             for model in self._changed:
@@ -277,7 +201,7 @@ class Dispatcher:
         """The next batch, where a lane is free. None: nothing waits, or it must wait for more lanes."""
         free, lanes, queue, retries = self.executor.free, self.executor.lanes, self._queue, self._retries
         if retries.alone:
-            return RunningBatch(retries.alone.popleft(), lanes) if free == lanes else None
+            return RunningBatch(retries.alone.popleft(), lanes) if not self._running else None
         if retries.parts:
             jobs = retries.parts.popleft()
             return RunningBatch(jobs, self._scheduler.lanes_of_one(free, 1 + len(retries.parts) + queue.images))
@@ -289,11 +213,19 @@ class Dispatcher:
             self._changed.add(batch.jobs[0].shape.model)
         return batch
 
+    def _overlap(self) -> None:
+        """Start a short batch beside the long ones that hold all lanes, where one waits."""
+        batch = self._scheduler.overlapping(self._running, self._clock())
+        if batch is not None:
+            self._changed.add(batch.jobs[0].shape.model)
+            self._forward(batch)
+
     def _forward(self, batch: RunningBatch) -> None:
         """Start a batch on the device."""
         self._scheduler.started(batch, self._clock())
         self._running.append(batch)
-        self.executor.run(batch.lanes, partial(self._compute, batch), partial(self._on_ended, batch))
+        lanes = 0 if batch.overlaps else batch.lanes
+        self.executor.run(lanes, partial(self._compute, batch), partial(self._on_ended, batch))
 
     def _compute(self, batch: RunningBatch) -> Outputs:
         """In a lane's thread. Inputs are copied into the batch here, where it delays nothing else."""
@@ -324,10 +256,10 @@ class Dispatcher:
             if error is not None:
                 self._reply(jobs[0], JobResult(error, call.started_s - jobs[0].enqueued_s, infer_s), span)
             return
-        if batch.lanes == 1:
+        if batch.lanes == 1 and not batch.overlaps:
             output_pixels = sum(job.output_pixels for job in jobs) if jobs[0].output_pixels else 0
             self._latency.record(shape, len(jobs), infer_s, output_pixels)
-        part = batch.lanes / self.executor.lanes
+        part = 0.0 if batch.overlaps else batch.lanes / self.executor.lanes
         self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
         last: dict[bytes, Job] = {}
         """By front-end: its last job that has an output."""

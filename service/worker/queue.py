@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -95,7 +96,7 @@ class ModelQueue:
         """Of the entries that are due until then, as if all took equally long."""
         if self.entries[-1].deadline_s <= deadline_s:
             return self.seconds
-        place = bisect_right(self.entries, (deadline_s,), key=lambda entry: entry[:1])
+        place = bisect_right(self.entries, (deadline_s, math.inf))
         return self.seconds * place / len(self.entries)
 
 
@@ -162,7 +163,7 @@ class JobQueue:
         others_s = self.seconds - queue.seconds
         weights = sum(self.shares.weight(other) for other in self.models if other != model)
         share = weights / self.shares.weight(model)
-        place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
+        place = bisect_right(queue.entries, (deadline_s, math.inf))
         own_s = queue.seconds * place / len(queue.entries)
         for entry in itertools.islice(queue.entries, place, None):
             own_s += entry.seconds
@@ -208,6 +209,15 @@ class JobQueue:
         """The shape of the next job, of the model that is next. At least one job must wait."""
         due_s = {model: queue.entries[0].deadline_s for model, queue in self.models.items()}
         return self.models[self.shares.next(due_s)].entries[0].job.shape
+
+    def next_short(self, longest_s: float) -> Shape | None:
+        """As `next`, of the models whose first job is expected to take at most so many seconds of one lane."""
+        due_s = {
+            model: queue.entries[0].deadline_s
+            for model, queue in self.models.items()
+            if 0.0 < queue.entries[0].seconds <= longest_s
+        }
+        return self.models[self.shares.next(due_s)].entries[0].job.shape if due_s else None
 
     def take(self, shape: Shape, images: int, start: int = 0) -> tuple[Job, ...]:
         """Remove and return at most so many jobs of a shape, the earliest deadlines first, from place `start` on."""

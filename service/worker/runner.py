@@ -44,6 +44,12 @@ class Runner(Protocol):
         ...
 
     @property
+    def can_overlap(self) -> bool:
+        """Whether one more batch on one lane may run beside those that hold all lanes, and is served at once: the
+        operating system shares the cores of a CPU among threads."""
+        ...
+
+    @property
     def identity(self) -> tuple[str, ...]:
         """What a measurement on this device holds for: device, processor, computing threads, libraries."""
         ...
@@ -96,7 +102,7 @@ class Runner(Protocol):
     def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
         """Run a batch on some of the lanes. Output i belongs to row i of the batch.
 
-        All batches that run at once have at most `lanes` lanes together.
+        All batches that run at once have at most `lanes` lanes together, without one that overlaps.
 
         Raises:
             OutOfDeviceMemory: the batch did not fit; the runner is unchanged.

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.worker.admission import LatencyEstimator
-from service.worker.batching import ArrivalUtilisation, BatchSizeLimits, plan_batch
+from service.worker.batching import ArrivalUtilisation, BatchSizeLimits, overlap_s, plan_batch
 from service.worker.queue import JobQueue
 from service.worker.types import RunningBatch
 
@@ -51,6 +51,16 @@ class Scheduler:
         plan = plan_batch(free, waiting, others, max_images, self._most_lanes(), running, image_s, now_s)
         return RunningBatch(queue.take(shape, plan.images), plan.lanes)
 
+    def overlapping(self, running: Sequence[RunningBatch], now_s: float) -> RunningBatch | None:
+        """A short batch to run beside long ones that hold all lanes, where the device can. None: none."""
+        limit_s = overlap_s(running, now_s)
+        shape = self._queue.next_short(limit_s) if limit_s and self._queue.images else None
+        if shape is None:
+            return None
+        image_s = self._latency.image_s(shape)
+        images = min(self._limits.max_images(shape), max(1, int(limit_s / image_s)) if image_s else 1)
+        return RunningBatch(self._queue.take(shape, images), 1, overlaps=True)
+
     def started(self, batch: RunningBatch, now_s: float) -> None:
         """A batch starts: set its expected time, and charge that to its model."""
         shape = batch.jobs[0].shape
@@ -63,7 +73,10 @@ class Scheduler:
             self._queue.shares.charge(shape.model, batch.expected_s)
 
     def ended(self, batch: RunningBatch, infer_s: float) -> None:
-        """A batch that was charged to its model took so many seconds."""
+        """A batch that was charged to its model took so many seconds. What overlaps keeps its charge: for a part of its
+        time others had its core."""
+        if batch.overlaps:
+            return
         self._queue.shares.charge(batch.jobs[0].shape.model, infer_s * batch.lanes - batch.expected_s)
 
     def _most_lanes(self) -> int:

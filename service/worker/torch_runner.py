@@ -116,6 +116,7 @@ class TorchRunner:
         self.lanes, self.max_lanes_per_batch = (
             (self._cores, self._cores) if self._device.type == "cpu" else (CUDA_LANES, 1)
         )
+        self.can_overlap = self._device.type == "cpu"
         self._precision_of = settings.precision_of
         self._state = state
         self._machine_load = machine_load

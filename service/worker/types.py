@@ -83,6 +83,8 @@ class RunningBatch:
     lanes: int
     expected_s: float = 0.0
     started_s: float = 0.0
+    overlaps: bool = False
+    """It runs beside batches that hold all lanes, and shares their cores."""
     trial: asyncio.Future[float] | None = None
 
     def left_s(self, now_s: float) -> float:

@@ -105,10 +105,10 @@ class DispatcherBench:
         self.runner.batches.clear()
         self.runner.shares.clear()
 
-    async def trial(self, seconds: float) -> None:
+    async def trial(self, seconds: float, model: str = FIRST) -> None:
         """Run a trial, from which the dispatcher learns how long an image takes on one lane of several."""
         self.each_takes(seconds)
-        await self.dispatcher.time_batch(self._job(0, 0, 30.0, FIRST, SIDE), 1)
+        await self.dispatcher.time_batch(self._job(0, 0, 30.0, model, SIDE), 1)
         self.runner.batches.clear()
         self.runner.shares.clear()
 
@@ -154,8 +154,11 @@ async def dispatcher_bench(
     lanes: int = 1,
     models: Sequence[str] = (FIRST,),
     weights: Mapping[str, float] | None = None,
+    *,
+    can_overlap: bool = False,
 ) -> AsyncIterator[DispatcherBench]:
-    runner, clock = FakeRunner([fake_bundle(Task.CLASSIFY, model) for model in models], lanes=lanes), FakeClock()
+    bundles = [fake_bundle(Task.CLASSIFY, model) for model in models]
+    runner, clock = FakeRunner(bundles, lanes=lanes, can_overlap=can_overlap), FakeClock()
     registry = CollectorRegistry()
     limits = BatchSizeLimits(batch, batch * SIDE * SIDE)
     with ThreadPoolExecutor(1) as thread:

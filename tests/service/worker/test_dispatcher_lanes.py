@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 
-from service.errors import Internal
+from service.errors import Internal, Overloaded
 from tests.service.worker.dispatcher_bench import FIRST, DispatcherBench, HeldBatches, dispatcher_bench
 
 
@@ -120,6 +120,76 @@ async def _hail(lanes: int) -> None:
         failed = {number for number, done in it.results.items() if isinstance(done.result, Internal)}
         assert failed == poisoned
         assert all(it.label(number) == 7 for number in it.results.keys() - poisoned)
+
+
+async def holds_all_lanes(bench: DispatcherBench, long_s: float, short_s: float) -> HeldBatches:
+    """Two long jobs hold the lanes; one of their model waits, and one short job of another."""
+    await bench.trial(long_s, "long")
+    await bench.trial(short_s, "short")
+    held = HeldBatches(bench)
+    for number in range(2):
+        bench.submit(number, model="long")
+    await bench.until(lambda: len(held) == 2)
+    bench.submit(2, model="long")
+    bench.submit(3, model="short")
+    await bench.settle()
+    return held
+
+
+@pytest.mark.settings(lanes=2, models=["long", "short"], can_overlap=True)
+async def test_a_short_job_does_not_wait_for_long_batches(bench: DispatcherBench) -> None:
+    """Where long batches hold all lanes of a CPU, a short job runs beside them at once, one at a time."""
+    held = await holds_all_lanes(bench, 1.0, 0.01)
+    await bench.until(lambda: len(held) == 3)
+    assert (bench.runner.batches[2], bench.runner.shares[2]) == (("short", 1), 1)
+    bench.submit(4, model="short", budget_s=0.5)
+    await bench.settle()
+    assert len(held) == 3
+    held.release(2)
+    await bench.until(lambda: len(held) == 4)
+    assert list(bench.results) == [3]
+    assert bench.runner.batches[3] == ("short", 1)
+    held.release(3)
+    await bench.until(lambda: 4 in bench.results)
+    held.release(0, 1)
+    await bench.until(lambda: len(held) == 5)
+    held.release_all()
+    await bench.until(lambda: len(bench.results) == 5)
+
+
+@pytest.mark.parametrize(
+    ("can_overlap", "long_s", "short_s"),
+    [(False, 1.0, 0.01), (True, 1.0, 0.5), (True, 0.1, 0.01)],
+    ids=["not on this device", "not much shorter", "the end is near"],
+)
+async def test_a_job_waits_where_it_gains_nothing_beside_others(
+    can_overlap: bool, long_s: float, short_s: float
+) -> None:
+    """No batch overlaps others on a GPU, nor where it is not short, nor where a lane is free soon."""
+    async with dispatcher_bench(lanes=2, models=["long", "short"], can_overlap=can_overlap) as bench:
+        held = await holds_all_lanes(bench, long_s, short_s)
+        assert len(held) == 2
+        while len(bench.results) < 4:
+            held.release_all()
+            await asyncio.sleep(0.001)
+
+
+@pytest.mark.settings(lanes=2, models=["long", "short"], can_overlap=True)
+async def test_a_short_deadline_is_kept_beside_long_batches(bench: DispatcherBench) -> None:
+    """A short job that is due before the long batches end is admitted where it may overlap them, and a long one not."""
+    held = await holds_all_lanes(bench, 10.0, 0.01)
+    bench.submit(4, model="short", budget_s=0.5)
+    bench.submit(5, model="long", budget_s=0.5)
+    assert isinstance(bench.error(5), Overloaded)
+    await bench.until(lambda: len(held) == 3)
+    held.release(2)
+    await bench.until(lambda: len(held) == 4)
+    held.release(3)
+    await bench.until(lambda: 4 in bench.results)
+    assert bench.label(4) == 0
+    while len(bench.results) < 6:
+        held.release_all()
+        await asyncio.sleep(0.001)
 
 
 @pytest.mark.settings(lanes=2)
