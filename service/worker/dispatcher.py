@@ -12,7 +12,6 @@ import time
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
@@ -26,6 +25,7 @@ from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
 from service.worker.admission import Admission, LatencyEstimator
 from service.worker.batching import ArrivalUtilisation, BatchSizeLimits, Retries, make_batch, plan_batch
+from service.worker.device_thread import DeviceThread
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
 from service.worker.types import Job, JobKey, JobResult, RunningBatch, Shape
@@ -69,12 +69,12 @@ class DeviceExecutor:
     layer of a network: a lone ConvMLP-S on two cores then takes 17 ms instead of 11.
     """
 
-    def __init__(self, lanes: int, first: Executor, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, lanes: int, first: DeviceThread, clock: Callable[[], float] = time.monotonic) -> None:
         self.lanes = lanes
         self.free = lanes
         self._clock = clock
-        others = [ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}") for number in range(2, lanes + 1)]
-        self._threads: list[Executor] = [first, *others]
+        others = [DeviceThread(f"lane-{number}") for number in range(2, lanes + 1)]
+        self._threads = [first, *others]
         self._idle = list(range(lanes))
         """Indices of `_threads` without a call, rising."""
         self._calls: list[DeviceCall[Any]] = []
@@ -85,7 +85,7 @@ class DeviceExecutor:
         call = DeviceCall(function, on_done, lanes, self._idle.pop(0 if lanes > 1 else -1))
         self.free -= lanes
         self._calls.append(call)
-        self._threads[call.thread].submit(self._work, call, asyncio.get_running_loop())
+        self._threads[call.thread].post(partial(self._work, call, asyncio.get_running_loop()))
 
     def busy_s(self) -> float:
         """For how many seconds the oldest running call has been running; 0 where none runs."""
@@ -129,7 +129,7 @@ class Dispatcher:
     def __init__(
         self,
         runner: Runner,
-        device_thread: Executor,
+        device_thread: DeviceThread,
         queue: JobQueue,
         limits: BatchSizeLimits,
         metrics: WorkerMetrics,

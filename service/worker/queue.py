@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -126,7 +127,7 @@ class JobQueue:
         queue = self.models.get(model)
         if queue is None:
             return 0.0
-        place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
+        place = bisect_right(queue.entries, (deadline_s, math.inf))
         own_s = queue.seconds * place / len(queue.entries)
         weights = sum(self.shares.weight(other) for other in self.models if other != model)
         return own_s + min(self.seconds - queue.seconds, own_s * weights / self.shares.weight(model))
@@ -140,7 +141,7 @@ class JobQueue:
         others_s = self.seconds - queue.seconds
         weights = sum(self.shares.weight(other) for other in self.models if other != model)
         share = weights / self.shares.weight(model)
-        place = bisect_right(queue.entries, (deadline_s,), key=lambda entry: entry[:1])
+        place = bisect_right(queue.entries, (deadline_s, math.inf))
         own_s = queue.seconds * place / len(queue.entries)
         for entry in itertools.islice(queue.entries, place, None):
             own_s += entry.seconds
