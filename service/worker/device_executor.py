@@ -7,9 +7,11 @@ import contextlib
 import time
 from bisect import insort
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
+
+from service.worker.device_thread import DeviceThread
 
 T = TypeVar("T")
 
@@ -42,17 +44,15 @@ class DeviceExecutor:
     """
 
     def __init__(
-        self, lanes: int, first: Executor, clock: Callable[[], float] = time.monotonic, *, can_overlap: bool = False
+        self, lanes: int, first: DeviceThread, clock: Callable[[], float] = time.monotonic, *, can_overlap: bool = False
     ) -> None:
         self.lanes = lanes
         self.free = lanes
         self.can_overlap = can_overlap
         """And no call overlaps now."""
         self._clock = clock
-        others = [
-            ThreadPoolExecutor(1, thread_name_prefix=f"lane-{number}") for number in range(2, lanes + 1 + can_overlap)
-        ]
-        self._threads: list[Executor] = [first, *others]
+        others = [DeviceThread(f"lane-{number}") for number in range(2, lanes + 1 + can_overlap)]
+        self._threads = [first, *others]
         self._idle = list(range(lanes))
         """Indices of `_threads` without a call, rising."""
         self._calls: list[DeviceCall[Any]] = []
@@ -68,7 +68,7 @@ class DeviceExecutor:
         call = DeviceCall(function, on_done, lanes, thread)
         self.free -= lanes
         self._calls.append(call)
-        self._threads[call.thread].submit(self._work, call, asyncio.get_running_loop())
+        self._threads[call.thread].post(partial(self._work, call, asyncio.get_running_loop()))
 
     def busy_s(self) -> float:
         """For how many seconds the oldest running call has been running; 0 where none runs."""

@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from typing import TypeVar
 
@@ -24,6 +23,7 @@ from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, wi
 from service.worker.admission import Admission, LatencyEstimator
 from service.worker.batching import BatchSizeLimits, Retries, make_batch
 from service.worker.device_executor import DeviceCall, DeviceExecutor
+from service.worker.device_thread import DeviceThread
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
 from service.worker.scheduling import Scheduler
@@ -53,7 +53,7 @@ class Dispatcher:
     def __init__(
         self,
         runner: Runner,
-        device_thread: Executor,
+        device_thread: DeviceThread,
         queue: JobQueue,
         limits: BatchSizeLimits,
         metrics: WorkerMetrics,

@@ -7,7 +7,6 @@ import contextlib
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import structlog
@@ -34,6 +33,7 @@ from service.wire.messages import (
 from service.wire.transport import Frames
 from service.wire.worker_endpoint import Envelope, WorkerEndpoint
 from service.worker.batching import BatchSizeLimits
+from service.worker.device_thread import DeviceThread
 from service.worker.disk import write_to_disk
 from service.worker.dispatcher import Dispatcher
 from service.worker.model_control import ModelControl
@@ -142,7 +142,7 @@ class Worker:
         self._phase = Phase.STARTING
         self._reason = "the worker is loading its models"
         self._subscribers = Subscribers(settings.worker_timeout_ms / 1000)
-        self._device_thread = ThreadPoolExecutor(1, thread_name_prefix="device")
+        self._device_thread = DeviceThread("device")
         self._runner: Runner | None = None
         self._dispatcher: Dispatcher | None = None
         self._control: ModelControl | None = None

@@ -74,7 +74,7 @@ def test_the_capacity_is_that_of_the_fastest_batches() -> None:
 
 
 def test_a_short_request_does_not_wait_for_long_ones() -> None:
-    """This service runs a short request beside two long ones; in the order of arrival it waits for the first of them."""
+    """This service runs a short request beside two long ones; in order of arrival it waits for the first of them."""
     curves = {"m": STEADY, "n": SLOW}
     requests = [Request(0, "n", 0.0), Request(1, "n", 0.0), Request(2, "m", 0.3)]
     ours = Simulation(curves, 2, Ours(curves, 2), requests).run()

@@ -128,6 +128,7 @@ class Engine:
         self.metrics = metrics
         self._limits = settings.decode_limits
         self._images = 0
+        metrics.in_flight.set_function(lambda: self._images)  # read at each scrape, not counted for each request
         self._images_of: dict[str, int] = {}
         """Images in progress by caller."""
         self._after_s: dict[tuple[Task, bool], tuple[float, float]] = {}
@@ -227,7 +228,6 @@ class Engine:
             raise self._full(of_caller)
         self._images = in_progress + images
         self._images_of[caller] = of_caller + images
-        self.metrics.in_flight.inc(images)
 
     def end(self, caller: str, images: int) -> None:
         """The images are no longer in progress."""
@@ -236,7 +236,6 @@ class Engine:
             self._images_of[caller] = of_caller
         else:
             del self._images_of[caller]
-        self.metrics.in_flight.dec(images)
 
     def reserve(self, model: ModelStatus, preparing: Work[Any], draws: bool = False, images: int = 1) -> WaitForecast:
         """Slots of a worker for an image that is about to be prepared, as so many inputs, perhaps for several models.

@@ -54,6 +54,7 @@ LISTS = frozenset(f"{prefix}{CUSTOM_MODELS}{end}" for prefix in ("", "/compat/de
 KEY_IN_QUERY = (*DEEPSTACK_PATHS, ROBOFLOW_PATH)
 """Below these paths a key may be `api_key` in the query string: their clients have no other place for it."""
 CONTENT_ENCODING = b"content-encoding"
+OK_LINE = b"HTTP/1.1 200 OK\r\n"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
 
@@ -159,6 +160,16 @@ class HttpRequest:
             return body
         return await asyncio.to_thread(b"".join, chunks) if total > JOIN_BYTES else b"".join(chunks)
 
+    @property
+    def has_arrived(self) -> bool:
+        """Whether `read` need not wait: the whole body is here, and in no coding."""
+        connection = self.connection
+        return (
+            isinstance(connection, BoundedHttp)
+            and not connection.cycle.more_body
+            and CONTENT_ENCODING not in self.headers
+        )
+
     def send(self, message: Message) -> Awaitable[None]:
         """ASGI's `send`."""
         record = self.record
@@ -180,8 +191,10 @@ class HttpRequest:
             return
         self.started = True
         self.record.reply_bytes = len(body)
-        await self._send({"type": "http.response.start", "status": 200, "headers": self._head(200, head)})
-        await self._send({"type": "http.response.body", "body": body})
+        head = self._head(200, head)
+        if not self._send_whole(head, body):
+            await self._send({"type": "http.response.start", "status": 200, "headers": head})
+            await self._send({"type": "http.response.body", "body": body})
 
     @property
     def predicts(self) -> bool:
@@ -225,6 +238,32 @@ class HttpRequest:
         if self._unread:
             head.append((b"connection", b"close"))
         return head
+
+    def _send_whole(self, head: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Send a whole answer of status 200, as uvicorn's `send` does by two messages and a check of each header.
+
+        Returns False where only `send` can: the connection is another server's, or is slow to read, or ended, or an
+        application around this one wants to see the messages.
+        """
+        connection = self.connection
+        if not isinstance(connection, BoundedHttp):
+            return False
+        cycle = connection.cycle
+        if self._send != cycle.send or cycle.disconnected or connection.flow.write_paused:
+            return False
+        parts = [OK_LINE]
+        for name, value in (*cycle.default_headers, *head):
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        cycle.transport.write(b"".join(parts))
+        cycle.transport.write(body)
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
 
     async def _send_last(self, message: Message) -> None:
         """The end of an answer to a body that was not read to its own end."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -16,6 +15,7 @@ from model.errors import ConvMLPError
 from model.types import ClassifyOutput, Geometry, ModelInput, QueryParams, Size, Task
 from service.observability.metrics import WorkerMetrics
 from service.worker.batching import BatchSizeLimits
+from service.worker.device_thread import DeviceThread
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.types import Job, JobResult, Shape
@@ -161,7 +161,7 @@ async def dispatcher_bench(
     runner, clock = FakeRunner(bundles, lanes=lanes, can_overlap=can_overlap), FakeClock()
     registry = CollectorRegistry()
     limits = BatchSizeLimits(batch, batch * SIDE * SIDE)
-    with ThreadPoolExecutor(1) as thread:
+    with DeviceThread("device") as thread:
         dispatcher = Dispatcher(
             runner,
             thread,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -11,6 +10,7 @@ from prometheus_client import CollectorRegistry
 from model.types import Task
 from service.observability.metrics import WorkerMetrics
 from service.worker.batching import BatchSizeLimits
+from service.worker.device_thread import DeviceThread
 from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost
@@ -85,7 +85,7 @@ async def test_an_idle_device_is_pinged(bench: DispatcherBench) -> None:
 
 async def test_an_idle_device_that_fails_is_lost() -> None:
     """The dispatcher ends with the reason, so that the worker ends and another one is started."""
-    with ThreadPoolExecutor(1) as thread:
+    with DeviceThread("device") as thread:
         dispatcher = Dispatcher(
             FakeRunner([fake_bundle(Task.CLASSIFY)], lost=True),
             thread,

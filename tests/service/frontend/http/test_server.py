@@ -13,13 +13,16 @@ import pytest
 import uvicorn
 from prometheus_client import CollectorRegistry
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.frontend.core.request_log import RequestLog
 from service.frontend.http.connections import Connections
+from service.frontend.http.middleware import HttpRequest
 from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
 from service.frontend.http.refusals import MAX_HEAD_BYTES
 from service.frontend.http.server import Server
 from service.observability.metrics import FrontEndMetrics
+from service.observability.tracing import NO_TRACING
 from tests.service.frontend.rest_server import Rest, picture, problem_of
 from tests.waiting import PATIENCE_S, until
 
@@ -227,6 +230,25 @@ class Uploads:
         await Response(f"{len(chunks)} {len(self.bodies[-1])}")(scope, receive, send)
 
 
+class Answers:
+    """Answers each request by `HttpRequest.respond`. `hidden`: behind a wrapper of `send`."""
+
+    def __init__(self, hidden: bool, body: bytes = b"{}") -> None:
+        self._hidden = hidden
+        self._body = body
+        self._log = RequestLog("rest", FrontEndMetrics(CollectorRegistry()), NO_TRACING, access_log=False)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def wrapper(message: Message) -> None:
+            await send(message)
+
+        request = HttpRequest(scope, receive, wrapper if self._hidden else send, self._log)
+        with request.record:
+            while (await request.receive())["more_body"]:
+                pass
+            await request.respond(self._body, "application/json", ((b"vary", b"Accept"),))
+
+
 @pytest.mark.parametrize("nbytes", [1, 65_536, 200_000, 300_000, 3_000_000])
 @pytest.mark.parametrize("pieces", [1, 3])
 async def test_bodies_arrive_as_they_were_sent(nbytes: int, pieces: int) -> None:
@@ -251,7 +273,7 @@ async def test_bodies_arrive_as_they_were_sent(nbytes: int, pieces: int) -> None
 
 
 async def test_uvicorn_has_the_private_parts_in_use() -> None:
-    """The attributes of uvicorn's that `BoundedHttp` reads and sets exist, and have the types that it relies on."""
+    """The attributes of uvicorn's that `BoundedHttp` and `HttpRequest` use exist, and are what these rely on."""
     seen: dict[str, object] = {}
 
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
@@ -263,6 +285,14 @@ async def test_uvicorn_has_the_private_parts_in_use() -> None:
             complete=cycle.response_complete,
             receive=getattr(receive, "__self__", None) is cycle,
             happened=connection.disconnect.happened,
+            send=send == cycle.send,
+            on_response=cycle.on_response == connection.on_response_complete,
+            transport=cycle.transport is connection.transport,
+            kept=cycle.keep_alive,
+            more=type(cycle.more_body),
+            paused=connection.flow.write_paused,
+            flags=(cycle.disconnected, cycle.response_started, cycle.waiting_for_100_continue),
+            headers={type(part) for header in cycle.default_headers for part in header},
         )
         await Response("")(scope, receive, send)
 
@@ -270,4 +300,54 @@ async def test_uvicorn_has_the_private_parts_in_use() -> None:
         await http.post(f"http://{host}:{port}", content=b"x")
     assert seen["body"] in (bytes, bytearray)
     del seen["body"]
-    assert seen == {"event": asyncio.Event, "complete": False, "receive": True, "happened": False}
+    assert seen == {
+        "event": asyncio.Event,
+        "complete": False,
+        "receive": True,
+        "happened": False,
+        "send": True,
+        "on_response": True,
+        "transport": True,
+        "kept": True,
+        "more": bool,
+        "paused": False,
+        "flags": (False, False, False),
+        "headers": {bytes},
+    }
+
+
+@pytest.mark.parametrize(
+    "request_line", ["HTTP/1.1", "HTTP/1.1\r\nConnection: close", "HTTP/1.0", "HTTP/1.1\r\nExpect: 100-continue"]
+)
+async def test_an_answer_sent_whole_is_the_one_of_the_messages(request_line: str) -> None:
+    """`HttpRequest.respond` writes what uvicorn's `send` would, and leaves the connection as `send` does."""
+    answers = []
+    for hidden in (False, True):
+        async with connection_server(BoundedHttp, Answers(hidden)) as (_, address):
+            reader, writer = await asyncio.open_connection(*address)
+            head = f"POST / {request_line}\r\nHost: h\r\nX-Request-Id: one\r\nContent-Length: 1\r\n\r\nx"
+            writer.write(head.encode())
+            answer = await reader.readuntil(b"{}")
+            if "close" in request_line or "1.0" in request_line:
+                assert await reader.read() == b""
+            else:
+                writer.write(head.encode())
+                answer += await reader.readuntil(b"{}")
+            writer.close()
+            answers.append(
+                [line for line in answer.split(b"\r\n") if not line.startswith((b"date:", b"server-timing:"))]
+            )
+    assert answers[0] == answers[1]
+    assert b"HTTP/1.1 200 OK" in answers[0]
+
+
+async def test_an_answer_of_any_size_arrives_whole() -> None:
+    """A caller that reads slowly gets all of a long answer, and the next one."""
+    body = bytes(range(256)) * 40_000
+    async with connection_server(BoundedHttp, Answers(hidden=False, body=body)) as (_, address):
+        reader, writer = await asyncio.open_connection(*address)
+        for _ in range(2):
+            writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            assert await reader.readexactly(len(body)) == body
+        writer.close()
