@@ -19,7 +19,14 @@ setup(
             extra_compile_args=["-O3", "-ffp-contract=off", "-g0"],
             py_limited_api=True,
             optional=True,
-        )
+        ),
+        Extension(
+            "model.net.cpu._kernels",
+            ["model/net/cpu/kernels.c"],
+            extra_compile_args=["-O3", "-g0"],
+            py_limited_api=True,
+            optional=True,
+        ),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -91,6 +91,8 @@ def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, n
     dtype = DTYPE_NAMES[precision]
     if precision is Precision.INT8:
         _require_int8(bundle, device)
+        if onednn_accelerates(torch.bfloat16):
+            dtype = "bf16"
     if precision is Precision.EXACT:
         # cuDNN chooses algorithms by itself, and a GPU needs batches.
         optimisations = Optimisations(by_row=device.type == "cpu")

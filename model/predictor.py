@@ -143,12 +143,13 @@ class Predictor:
         network.eval()
         if optimisations.folded:
             fold_batch_norm(network)
-        network.to(device, self._dtype)
+        network.to(device)
         self._memory_format = torch.channels_last if optimisations.channels_last else torch.contiguous_format
         # torch's annotations lack this argument.
         self._network: nn.Module = network.to(memory_format=self._memory_format)  # type: ignore[call-overload]
         if optimisations.int8:
-            convert_to_int8(self._network, read_input_ranges(bundle))
+            convert_to_int8(self._network, read_input_ranges(bundle), self._dtype)
+        self._network.to(self._dtype)
         if optimisations.onednn:
             convert_to_onednn(self._network)
         if optimisations.compiled:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.families.cmt import CMTSpec
-from model.net.layers import ChainedModule, Chains, ResidualModule, UnfoldedBatchNorm2d, add_layer
+from model.net.layers import AttentionProduct, ChainedModule, Chains, ResidualModule, UnfoldedBatchNorm2d, add_layer
 from model.net.network import BackboneNetwork, StateDictShapes, as_four
 
 STAGES = "abcd"
@@ -47,7 +47,7 @@ class Attention(ChainedModule, ResidualModule):
     def __init__(self, channels: int, heads: int, reduction: int) -> None:
         super().__init__()
         self.heads = heads
-        self.few_keys = False
+        self.product = AttentionProduct()
         self.q = nn.Linear(channels, channels)
         self.k = nn.Linear(channels, channels)
         self.v = nn.Linear(channels, channels)
@@ -66,24 +66,11 @@ class Attention(ChainedModule, ResidualModule):
             projected.unflatten(2, (self.heads, -1)).transpose(1, 2)
             for projected in (self.q(x), self.k(reduced), self.v(reduced))
         )
-        if self.few_keys:
-            out = _attention_on_few_keys(q, k, v, bias)
-        else:
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=(bias if self.training else bias.detach())[None])
+        out = self.product(q, k, v, bias if self.training else bias.detach())
         return add_layer(residual, self.proj, out.transpose(1, 2).flatten(2))
 
     def after_folding(self) -> None:
-        """With as few keys as these networks have, matrix products take half the time of torch's operator."""
-        self.few_keys = True
-
-
-def _attention_on_few_keys(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """(N, heads, L, C) for queries and the same for keys and values, bias (heads, L, L') → (N, heads, L, C)."""
-    queries, keys, values = (part.flatten(0, 1) for part in (q, k, v))
-    biases = bias.expand(len(q), *bias.shape).flatten(0, 1)
-    products = torch.baddbmm(biases, queries, keys.transpose(1, 2), alpha=q.shape[3] ** -0.5)
-    out: Tensor = torch.bmm(products.softmax(dim=2), values).unflatten(0, q.shape[:2])
-    return out
+        self.product.few_keys = True
 
 
 class FeedForward(ChainedModule, ResidualModule):

@@ -6,10 +6,12 @@ Parameter names are those of the authors' checkpoints. Convolutions take (N, C, 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from model.families.convmlp import ConvMLPSpec
-from model.net.layers import ChannelMLP
+from model.net.layers import ChainedModule, Chains, ChannelMLP
 from model.net.network import BackboneNetwork, StateDictShapes
 
 
@@ -65,11 +67,13 @@ class ConvStage(nn.Module):
         return out
 
 
-class ConvMLPBlock(nn.Module):
+class ConvMLPBlock(ChainedModule):
     """Channel MLP, depthwise 3x3 convolution, channel MLP, on (N, H, W, C) (section 3.3, figure 2).
 
     The MLPs are residual; the convolution is not.
     """
+
+    chains: ClassVar[Chains] = (("norm1", "channel_mlp1"), ("norm2", "channel_mlp2"))
 
     def __init__(self, channels: int, mlp_ratio: int) -> None:
         super().__init__()

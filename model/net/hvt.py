@@ -6,14 +6,14 @@ Parameter names are those of the authors' checkpoints. Sequences are (N, L, C).
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.errors import BundleInvalid
 from model.families.hvt import HEAD_CHANNELS, HVTSpec
-from model.net.layers import ChannelMLP, ResidualModule, add_layer
+from model.net.layers import AttentionProduct, ChainedModule, Chains, ChannelMLP, ResidualModule, add_layer
 from model.net.network import BackboneNetwork, StateDictShapes
 
 EPS = 1e-6
@@ -28,10 +28,11 @@ class Attention(ResidualModule):
         self.heads = channels // HEAD_CHANNELS
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
+        self.product = AttentionProduct()
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = self.product(q, k, v)
         return add_layer(residual, self.proj, mixed.transpose(1, 2).flatten(2))
 
 
@@ -56,11 +57,13 @@ class Pooling(nn.Module):
         return torch.maximum(torch.maximum(first, second), third)
 
 
-class Block(nn.Module):
+class Block(ChainedModule):
     """Attention and a channel MLP, each on the normalised sequence and plus its input; then pooling, if `pooled`.
 
     `pooled` is the length of the pooled sequence, whose positions get embeddings of their own; 0: no pooling.
     """
+
+    chains: ClassVar[Chains] = (("norm1", "attn.qkv"), ("norm2", "mlp"))
 
     def __init__(self, channels: int, hidden: int, pooled: int) -> None:
         super().__init__()

@@ -3,7 +3,8 @@
 A lane is a part of the device that runs a batch by itself: a core of a CPU, a stream of a GPU. No lane is idle while a
 job waits, and no job waits for others to share its batch. Waiting jobs are spread over the free lanes:
 
-- A lone request on a quiet device gets all lanes that make it faster, because that answers it soonest. It gets fewer
+- A lone request on a quiet device gets all lanes that make it faster, as `tuning.py` measured it, because that answers
+  it soonest. It gets fewer
   where arriving jobs found lanes taken lately: others will arrive while it runs, and two lanes do not make a network
   twice as fast, so they would lose more than it gains.
 - Where more jobs wait, each batch gets fewer lanes, in the end one. Several small batches side by side are faster than
@@ -120,6 +121,8 @@ class BatchSizeLimits:
         self._max_images = max_images
         self._max_pixels = max_pixels
         self._best_pixels: dict[str, int] = {}
+        self._lanes: dict[str, tuple[int, int]] = {}
+        """By slot: the lanes for a lone input, and its pixels."""
         self._caps: dict[Shape, int] = {}
 
     def configured(self, shape: Shape) -> int:
@@ -139,6 +142,16 @@ class BatchSizeLimits:
         """A slot's model is fastest with so many images of a shape, and with as many pixels of any other shape."""
         self._best_pixels[shape.slot] = images * shape.pixels
 
+    def set_useful_lanes(self, shape: Shape, lanes: int) -> None:
+        """A slot's model answers a lone input of a shape soonest on so many lanes; more of them would not help."""
+        self._lanes[shape.slot] = lanes, shape.pixels
+
+    def useful_lanes(self, shape: Shape, most: int) -> int:
+        """The lanes that make a batch of a shape faster: as measured, `most` where that was not measured, or for inputs
+        of more than twice the pixels, in whose layers the lanes have more to share."""
+        lanes, pixels = self._lanes.get(shape.slot, (most, shape.pixels))
+        return most if shape.pixels > 2 * pixels else min(lanes, most)
+
     def halve(self, shape: Shape, images: int) -> int:
         """A batch of a shape did not fit into memory: from now on its batches have at most half of its images.
 
@@ -155,6 +168,7 @@ class BatchSizeLimits:
     def forget(self, slot: str) -> None:
         """A slot was emptied: its next model is measured anew."""
         self._best_pixels.pop(slot, None)
+        self._lanes.pop(slot, None)
         self._caps = {shape: images for shape, images in self._caps.items() if shape.slot != slot}
 
 

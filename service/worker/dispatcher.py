@@ -145,17 +145,17 @@ class Dispatcher:
         except Exception as error:  # raised by `run`
             self._failure.set_exception(error)
 
-    async def time_batch(self, job: Job, images: int) -> float:
-        """Run a batch that holds one job `images` times on one lane, without a reply; its seconds.
+    async def time_batch(self, job: Job, images: int, lanes: int = 1) -> float:
+        """Run a batch that holds one job `images` times on so many lanes, without a reply; its seconds.
 
-        It waits until no job waits, but no longer than `TRIAL_WAIT_S`. Other batches run beside it and between trials.
+        It waits until the lanes are free and no job waits, but no longer than `TRIAL_WAIT_S`. Other batches run beside it and between trials.
 
         Raises:
             OutOfDeviceMemory: the batch did not fit.
             Exception: any other failure of the network.
         """
         ended: asyncio.Future[float] = asyncio.get_running_loop().create_future()
-        self._trials.append((RunningBatch((job,) * images, 1, trial=ended), self._clock()))
+        self._trials.append((RunningBatch((job,) * images, lanes, trial=ended), self._clock()))
         self._step_soon()
         return await ended
 
@@ -207,7 +207,7 @@ class Dispatcher:
             return RunningBatch(jobs, self._scheduler.lanes_of_one(free, 1 + len(retries.parts) + queue.images))
         now_s = self._clock()
         if self._trials and (not queue.images or now_s - self._trials[0][1] >= TRIAL_WAIT_S):
-            return self._trials.popleft()[0]
+            return self._trials.popleft()[0] if self._trials[0][0].lanes <= free else None
         batch = self._scheduler.next(free, self._running, now_s)
         if batch is not None:
             self._changed.add(batch.jobs[0].shape.model)
@@ -285,7 +285,7 @@ class Dispatcher:
             self._reply(job, JobResult(error, now_s - job.enqueued_s, 0.0))
 
     def _end_trial(self, batch: RunningBatch, outputs: Outputs | Exception, seconds: float) -> None:
-        if not isinstance(outputs, Exception):
+        if batch.lanes == 1 and not isinstance(outputs, Exception):
             self._latency.record_trial(batch.jobs[0].shape, len(batch.jobs), seconds)
         if batch.trial is None or batch.trial.done():  # its caller may have been cancelled
             return

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from service.worker.admission import LatencyEstimator
 from service.worker.batching import ArrivalUtilisation, BatchSizeLimits, overlap_s, plan_batch
 from service.worker.queue import JobQueue
-from service.worker.types import RunningBatch
+from service.worker.types import RunningBatch, Shape
 
 
 class Scheduler:
@@ -48,7 +48,7 @@ class Scheduler:
         waiting = queue.depth_of(shape)
         others, max_images = queue.images - waiting, self._limits.max_images(shape)
         image_s = self._latency.image_s(shape)
-        plan = plan_batch(free, waiting, others, max_images, self._most_lanes(), running, image_s, now_s)
+        plan = plan_batch(free, waiting, others, max_images, self._most_lanes(shape), running, image_s, now_s)
         return RunningBatch(queue.take(shape, plan.images), plan.lanes)
 
     def overlapping(self, running: Sequence[RunningBatch], now_s: float) -> RunningBatch | None:
@@ -79,5 +79,6 @@ class Scheduler:
             return
         self._queue.shares.charge(batch.jobs[0].shape.model, infer_s * batch.lanes - batch.expected_s)
 
-    def _most_lanes(self) -> int:
-        return max(1, round(self._max_lanes * (1 - self._utilisation.recent)))
+    def _most_lanes(self, shape: Shape | None = None) -> int:
+        useful = self._max_lanes if shape is None else self._limits.useful_lanes(shape, self._max_lanes)
+        return min(useful, max(1, round(self._max_lanes * (1 - self._utilisation.recent))))

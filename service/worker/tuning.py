@@ -1,10 +1,16 @@
-"""Measures a model's best batch size: the time of an image by batch size, on this device."""
+"""Measures on this device how a model is served best: the size of its batches, and the lanes of a lone request.
+
+The time of an image by batch size is measured with a batch on each lane, as under load: lanes share caches and memory,
+so that a size that is best alone may be too large beside others.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 
 import msgspec
 import structlog
@@ -18,15 +24,18 @@ from service.worker.runner import OutOfDeviceMemory
 from service.worker.state_folder import NOTHING_KEPT, StateFolder
 from service.worker.types import Job, JobResult, Shape
 
-BUDGET_S = 1.0
-"""Time for the curve of one model."""
+BUDGET_S = 3.0
+"""Time for one model."""
 RUNS = 2
 """Runs of a size before a larger one is tried. The fastest counts, because a disturbance only makes a run slower."""
-ROUNDS = 6
-"""Rounds of one more run of each size, while the budget lasts: a busy machine disturbs long runs more than short ones.
-"""
-TOLERANCE = 0.03
-"""A size is as good as the fastest where an image takes at most this much longer; the smallest such size is taken."""
+ROUNDS = 8
+"""The most rounds of one more run of each size, while the budget lasts: a busy machine disturbs long runs more than
+short ones."""
+STABLE_ROUNDS = 3
+"""So many rounds in a row that change no choice end the measurement."""
+TOLERANCE = 0.05
+"""A size is as good as the fastest where an image takes at most this much longer; the smallest such size is taken, which
+answers soonest. So are lanes for a lone request: the fewest."""
 WORSE = 0.15
 """A size at which an image takes this much longer than at the fastest ends the curve."""
 
@@ -34,31 +43,56 @@ log = structlog.get_logger(__name__)
 
 
 def best_of(curve: Mapping[int, float]) -> int:
-    """The smallest size of a curve (images → seconds an image) that is about as fast as the fastest."""
+    """The smallest number of a curve (images → seconds of one, or lanes → seconds) that is about as fast as the fastest.
+    """
     fastest = min(curve.values())
-    return min(images for images, image_s in curve.items() if image_s <= fastest * (1 + TOLERANCE))
+    return min(number for number, seconds in curve.items() if seconds <= fastest * (1 + TOLERANCE))
 
 
 def should_continue(curve: Mapping[int, float]) -> bool:
-    """Whether to try a larger batch: one of the last two sizes made images faster, and the last not much slower."""
+    """Whether to try a larger batch. Small gains of each size add up, and there may be a bump before the fastest: a curve
+    ends where the last size is much slower than the fastest, or the last two are slower."""
     image_s = list(curve.values())
-    if len(image_s) < 2:
-        return True
-    if image_s[-1] > min(image_s) * (1 + WORSE):
-        return False
-    return len(image_s) < 3 or min(image_s[-2:]) < min(image_s[:-2]) * (1 - TOLERANCE)
+    slower = [seconds / min(image_s) - 1 for seconds in image_s[-2:]]
+    return not (slower and (slower[-1] > WORSE or len(image_s) > 2 and min(slower) > TOLERANCE))
 
 
 class BestBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The best size, and the seconds of a batch of it on one lane. `whole`: there was time for the whole curve."""
+    """The best size, the seconds of a batch of it on one lane, and the lanes for a lone input.
+
+    `whole`: there was time for all sizes and lanes, and the last rounds changed no choice.
+    """
 
     images: int
     seconds: float
     whole: bool
+    lanes: int = 0
+    """0: not measured; so in files of earlier versions."""
+
+
+@dataclass(slots=True)
+class _Measured:
+    """`curve`: the seconds of an image by batch size. `alone`: those of a lone one by lanes."""
+
+    curve: dict[int, float] = field(default_factory=dict)
+    alone: dict[int, float] = field(default_factory=dict)
+    all_tried: bool = False
+    rounds_alike: int = 0
+    """Rounds in a row that changed no choice."""
+
+    @property
+    def is_stable(self) -> bool:
+        return self.rounds_alike >= STABLE_ROUNDS
+
+    def choice(self) -> BestBatch:
+        images = best_of(self.curve) if self.curve else 1
+        seconds = images * self.curve.get(images, 0.0)
+        lanes = best_of(self.alone) if self.alone else 0
+        return BestBatch(images, seconds, self.all_tried and self.is_stable, lanes)
 
 
 class Tuner:
-    """Times models on one lane, between the batches of requests.
+    """Times models between the batches of requests. `lanes`: of the device, and the most for a single batch.
 
     `state` keeps what was measured on a device, whose `identity` is the runner's.
     """
@@ -71,8 +105,13 @@ class Tuner:
         identity: tuple[str, ...] = (),
         clock: Callable[[], float] = time.monotonic,
         budget_s: float = BUDGET_S,
+        *,
+        lanes: int = 1,
+        max_lanes: int = 1,
     ) -> None:
         self._dispatcher = dispatcher
+        self._lanes = lanes
+        self._max_lanes = max_lanes
         self._limits = limits
         self._state = state
         self._identity = identity
@@ -97,9 +136,9 @@ class Tuner:
         sizes = _sizes(self._limits.configured(shape))
         key = (model.version, model.precision, f"at most {sizes[-1]} images", *self._identity)
         known = None if again else await asyncio.to_thread(self._state.read, "batch", key, BestBatch)
-        if known is not None and 1 <= known.images <= sizes[-1] and known.seconds > 0:
+        if known is not None and known.seconds > 0 and self._can_be(known, sizes[-1]):
             self._dispatcher.recall_trial(shape, known.images, known.seconds)
-            self._limits.set_best(shape, known.images)
+            self._use(shape, known)
             log.info("best batch", model=model.name, images=known.images, source="measured before")
             return known
         job = Job(
@@ -111,58 +150,110 @@ class Tuner:
             deadline_s=end_s,
             reply=_no_reply,
         )
-        curve: dict[int, float] = {}
-        whole = False
-        try:
-            for images in sizes:
-                left_s = end_s - self._clock()
-                whole = not should_continue(curve)
-                if model.retired or whole or (curve and 2 * images * min(curve.values()) > left_s):
-                    break
-                curve[images] = await self._time(job, images, end_s) / images
-            else:
-                whole = True
-            for images in ROUNDS * list(curve):
-                if model.retired or self._clock() + images * curve[images] > end_s:
-                    break
-                curve[images] = min(curve[images], await self._dispatcher.time_batch(job, images) / images)
-        except OutOfDeviceMemory:
-            log.warning("batch does not fit into memory", model=model.name, images=images)
-        except Exception:  # the boundary to the network: the model serves without a measured size
-            log.exception("cannot time a batch", model=model.name, images=images)
-        images = best_of(curve) if curve else 1
-        best = BestBatch(images, images * curve.get(images, 0.0), whole)
+        measured = await self._measure(model, job, sizes, end_s)
+        best = measured.choice()
         if model.retired:
             return best
-        self._limits.set_best(shape, images)
+        self._use(shape, best)
         self.measuring_s += self._clock() - started_s
-        if curve:
+        if measured.curve:
             await write_to_disk(self._state.write, "batch", key, best)
-        curve_ms = {images: round(image_s * 1000, 3) for images, image_s in curve.items()}
         log.info(
             "best batch",
             model=model.name,
-            images=images,
+            images=best.images,
+            lanes=best.lanes,
             source="measured",
-            pixels=images * shape.pixels,
-            ms_an_image=curve_ms,
+            pixels=best.images * shape.pixels,
+            ms_an_image=_in_ms(measured.curve),
+            ms_alone_by_lanes=_in_ms(measured.alone),
+            whole=best.whole,
         )
         return best
+
+    async def _measure(self, model: LoadedModel, job: Job, sizes: Sequence[int], end_s: float) -> _Measured:
+        """What there is time for until `end_s`, at least the smallest size."""
+        found, images = _Measured(), sizes[0]
+        try:
+            for images in sizes:
+                least_s = 2 * images * min(found.curve.values(), default=0.0)
+                if model.retired or (found.curve and self._clock() + least_s > end_s):
+                    return found
+                found.curve[images] = await self._time(job, images, end_s)
+                if not should_continue(found.curve):
+                    break
+            for lanes in self._lane_counts():
+                if model.retired or self._clock() + 2 * found.curve[1] > end_s:
+                    return found
+                found.alone[lanes] = await self._time_alone(job, lanes)
+            found.all_tried = True
+            for _ in range(ROUNDS):
+                if found.is_stable or model.retired or not await self._repeat(job, found, end_s):
+                    break
+        except OutOfDeviceMemory:
+            found.all_tried = bool(found.curve)
+            log.warning("batch does not fit into memory", model=model.name, images=images)
+        except Exception:  # the boundary to the network: the model serves without a measured size
+            log.exception("cannot time a batch", model=model.name, images=images)
+        return found
+
+    async def _repeat(self, job: Job, found: _Measured, end_s: float) -> bool:
+        """One more run of everything that was measured. False: there is no time for it."""
+        before = found.choice()
+        for images, image_s in found.curve.items():
+            if self._clock() + images * image_s > end_s:
+                return False
+            found.curve[images] = min(image_s, await self._time_at_once(job, images))
+        for lanes, seconds in found.alone.items():
+            if self._clock() + seconds > end_s:
+                return False
+            found.alone[lanes] = min(seconds, await self._dispatcher.time_batch(job, 1, lanes))
+        after = found.choice()
+        unchanged = (before.images, before.lanes) == (after.images, after.lanes)
+        found.rounds_alike = found.rounds_alike + 1 if unchanged else 0
+        return True
+
+    def _can_be(self, known: BestBatch, most: int) -> bool:
+        return 1 <= known.images <= most and int(self._max_lanes > 1) <= known.lanes <= self._max_lanes
+
+    def _use(self, shape: Shape, best: BestBatch) -> None:
+        self._limits.set_best(shape, best.images)
+        if best.lanes:
+            self._limits.set_useful_lanes(shape, best.lanes)
 
     def forget(self, slot: str) -> None:
         """A slot was emptied: drop what was measured of its model."""
         self._limits.forget(slot)
 
     async def _time(self, job: Job, images: int, end_s: float) -> float:
-        """The seconds of a batch, from as many runs as there is time for."""
+        """The seconds of an image, from as many runs as there is time for."""
         # The first run allocates memory and chooses kernels; it counts only where there is no time for another.
-        fastest = await self._dispatcher.time_batch(job, images)
+        fastest = await self._time_at_once(job, images)
         for run in range(RUNS):
-            if self._clock() + fastest > end_s:
+            if self._clock() + images * fastest > end_s:
                 break
-            seconds = await self._dispatcher.time_batch(job, images)
-            fastest = min(fastest, seconds) if run else seconds
+            image_s = await self._time_at_once(job, images)
+            fastest = min(fastest, image_s) if run else image_s
         return fastest
+
+    async def _time_at_once(self, job: Job, images: int) -> float:
+        """The seconds of an image in batches that run at once, one on each lane; the mean of these."""
+        trials = (self._dispatcher.time_batch(job, images) for _ in range(self._lanes))
+        ended = await asyncio.gather(*trials, return_exceptions=True)
+        seconds = [result for result in ended if isinstance(result, float)]
+        for result in ended:
+            if isinstance(result, BaseException):
+                raise result
+        return fmean(seconds) / images
+
+    async def _time_alone(self, job: Job, lanes: int) -> float:
+        """The seconds of a lone image. The first run starts threads, and packs weights for so many."""
+        await self._dispatcher.time_batch(job, 1, lanes)
+        return min([await self._dispatcher.time_batch(job, 1, lanes) for _ in range(RUNS)])
+
+    def _lane_counts(self) -> list[int]:
+        """The powers of two up to the most lanes for a batch, and these; none where a batch has one lane always."""
+        return _sizes(self._max_lanes) if self._max_lanes > 1 else []
 
 
 def _sizes(limit: int) -> list[int]:
@@ -172,3 +263,7 @@ def _sizes(limit: int) -> list[int]:
 
 def _no_reply(job: Job, result: JobResult) -> None:
     """A trial has no caller."""
+
+
+def _in_ms(seconds: Mapping[int, float]) -> dict[int, float]:
+    return {number: round(value * 1000, 3) for number, value in seconds.items()}

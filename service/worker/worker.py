@@ -166,7 +166,14 @@ class Worker:
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
             limits = BatchSizeLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
             self._dispatcher = self._make_dispatcher(self._runner, limits)
-            tuner = Tuner(self._dispatcher, limits, self._state_folder, self._runner.identity)
+            tuner = Tuner(
+                self._dispatcher,
+                limits,
+                self._state_folder,
+                self._runner.identity,
+                lanes=self._runner.lanes,
+                max_lanes=self._runner.max_lanes_per_batch,
+            )
             loader = ModelLoader(
                 self._registry,
                 self._runner,

@@ -14,7 +14,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from model.net.cpu import rows
 from model.net.cpu.conv import EXACT_GELU, Activation, PackedWeights
+from model.net.cpu.rows import LayerNorm, is_row_norm
 from model.net.layers import ChannelMLP, chains_of
 from model.net.quantisation import InputRange, InputRanges, quantise_weight
 
@@ -49,7 +51,7 @@ def takes_int8(layer: nn.Module) -> bool:
 class Int8Conv(nn.Module):
     """A convolution and an optional ReLU: (N, C, H, W) → (N, D, H', W'), channels-last in memory.
 
-    The output is uint8 in `output_range`; None: float32.
+    The output is uint8 in `output_range`; None: floats of `dtype`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Int8Conv(nn.Module):
         output_range: InputRange | None = None,
         *,
         relu: bool = False,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
         self.relu = relu
@@ -72,7 +75,7 @@ class Int8Conv(nn.Module):
         self._zeros = torch.zeros(conv.out_channels, dtype=torch.int64)
         self._bias = None if conv.bias is None else conv.bias.detach().float()
         self._input_range, self._output = input_range, output_range or _FLOATS
-        self._dtype = torch.float32 if output_range is None else torch.uint8
+        self._dtype = dtype if output_range is None else torch.uint8
 
     def forward(self, x: Tensor) -> Tensor:
         source, target = self._input_range, self._output
@@ -88,7 +91,7 @@ class Int8Conv(nn.Module):
 class Int8Linear(nn.Module):
     """A linear layer over the last axis and an optional activation: (N, ..., C) → (N, ..., D).
 
-    The output is uint8 in `output_range`; None: float32.
+    The output is uint8 in `output_range`; None: floats of `dtype`.
     """
 
     def __init__(
@@ -98,6 +101,8 @@ class Int8Linear(nn.Module):
         input_range: InputRange,
         output_range: InputRange | None = None,
         activation: Activation = "none",
+        *,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """`weight` is (D, C), `bias` (D,)."""
         super().__init__()
@@ -107,7 +112,7 @@ class Int8Linear(nn.Module):
         self._zeros = torch.zeros(len(weight), dtype=torch.int64)
         self._bias = None if bias is None else bias.detach().float()
         self._input_range, self._output, self._activation = input_range, output_range or _FLOATS, activation
-        self._dtype = torch.float32 if output_range is None else torch.uint8
+        self._dtype = dtype if output_range is None else torch.uint8
 
     def forward(self, x: Tensor) -> Tensor:
         source, target = self._input_range, self._output
@@ -119,12 +124,12 @@ class Int8Linear(nn.Module):
         return out
 
     def plus(self, x: Tensor, addend: Tensor) -> Tensor:
-        """The linear layer, without activation, plus a float32 tensor (N, ..., D)."""
+        """The linear layer, without activation, plus a tensor of floats (N, ..., D), whose dtype the sum has."""
         source = self._input_range
         out: Tensor = torch.ops.onednn.qlinear_pointwise.binary(
             *(_bytes(x, source), source.scale, source.zero_point),
             *(self._weight, self._scales, self._zeros, addend, self._bias),
-            *(1.0, 0, torch.float32, 1.0, 0, "add", 1.0, "none", [], ""),
+            *(1.0, 0, addend.dtype, 1.0, 0, "add", 1.0, "none", [], ""),
         )
         return out
 
@@ -132,9 +137,11 @@ class Int8Linear(nn.Module):
 class Int8PointwiseConv(nn.Module):
     """A 1x1 convolution and an exact GELU, which oneDNN fuses into linear layers only: (N, C, H, W) → (N, D, H, W)."""
 
-    def __init__(self, conv: nn.Conv2d, input_range: InputRange, output_range: InputRange | None) -> None:
+    def __init__(
+        self, conv: nn.Conv2d, input_range: InputRange, output_range: InputRange | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
-        self._linear = Int8Linear(conv.weight.flatten(1), conv.bias, input_range, output_range, "gelu")
+        self._linear = Int8Linear(conv.weight.flatten(1), conv.bias, input_range, output_range, "gelu", dtype=dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self._linear(x.permute(0, 2, 3, 1))
@@ -153,33 +160,41 @@ class Int8ChannelMLP(nn.Module):
         return self._second.plus(self._first(x), residual)
 
 
-def convert_to_int8(network: nn.Module, ranges: InputRanges) -> None:
+def convert_to_int8(network: nn.Module, ranges: InputRanges, dtype: torch.dtype = torch.float32) -> None:
     """Replace the layers that `ranges` names, in place. Before: fold batch norms, use channels-last memory and float32.
 
-    A name that the network does not have is skipped: its layer was merged into another one.
+    A name that the network does not have is skipped: its layer was merged into another one. `dtype` is that of what is
+    between layers, float32 or bfloat16; convert the rest of the network to it afterwards.
     """
     modules = dict(network.named_modules())
     found = {modules[name]: value for name, value in ranges.items() if takes_int8(modules.get(name, network))}
     for parent in modules.values():
         for chain in chains_of(parent):
-            _convert_chain(parent, chain, found)
+            _convert_chain(parent, chain, found, dtype)
     for parent in modules.values():
         for key, child in list(parent.named_children()):
             match child:
                 case ChannelMLP() if child.fc1 in found and child.fc2 in found:
                     setattr(parent, key, Int8ChannelMLP(child, found[child.fc1], found[child.fc2]))
                 case nn.Conv2d() if child in found:
-                    setattr(parent, key, Int8Conv(child, found[child]))
+                    setattr(parent, key, Int8Conv(child, found[child], dtype=dtype))
                 case nn.Linear() if child in found and not isinstance(parent, ChannelMLP):
-                    setattr(parent, key, Int8Linear(child.weight, child.bias, found[child]))
+                    setattr(parent, key, Int8Linear(child.weight, child.bias, found[child], dtype=dtype))
 
 
-def _convert_chain(parent: nn.Module, chain: Sequence[str], ranges: dict[nn.Module, InputRange]) -> None:
-    """Convolutions take over the activations that follow them, and hand bytes on to the next one."""
+def _convert_chain(
+    parent: nn.Module, chain: Sequence[str], ranges: dict[nn.Module, InputRange], dtype: torch.dtype
+) -> None:
+    """Convolutions take over the activations that follow them, and hand bytes on to the next layer; so do norms."""
     steps = [(key, parent.get_submodule(key)) for key in chain]
     steps = [(key, module) for key, module in steps if not isinstance(module, nn.Identity)]
     for at, (key, module) in enumerate(steps):
         behind = steps[at + 1 :]
+        if behind and is_row_norm(module):
+            assert isinstance(module, nn.LayerNorm)
+            emitted = _range_of(behind[0][1], ranges)
+            if emitted is not None:
+                parent.set_submodule(key, LayerNorm(module, emitted))
         # The last one of a chain may be the first of another, with an activation behind it.
         if not (isinstance(module, nn.Conv2d) and module in ranges and behind):
             continue
@@ -189,10 +204,17 @@ def _convert_chain(parent: nn.Module, chain: Sequence[str], ranges: dict[nn.Modu
             behind = behind[1:]
         emitted = ranges.get(behind[0][1]) if behind else None
         if isinstance(activation, nn.GELU):
-            made: nn.Module = Int8PointwiseConv(module, ranges[module], emitted)
+            made: nn.Module = Int8PointwiseConv(module, ranges[module], emitted, dtype)
         else:
-            made = Int8Conv(module, ranges[module], emitted, relu=activation is not None)
+            made = Int8Conv(module, ranges[module], emitted, relu=activation is not None, dtype=dtype)
         parent.set_submodule(key, made)
+
+
+def _range_of(layer: nn.Module, ranges: dict[nn.Module, InputRange]) -> InputRange | None:
+    """The range of a layer's input, or of a channel MLP's; None: it takes floats."""
+    if not isinstance(layer, ChannelMLP):
+        return ranges.get(layer)
+    return ranges.get(layer.fc1) if layer.fc2 in ranges else None
 
 
 def _fused_activation(conv: nn.Conv2d, following: nn.Module) -> bool:
@@ -215,6 +237,8 @@ def _bytes(x: Tensor, input_range: InputRange) -> Tensor:
     """Floats as uint8; bytes are returned as they are."""
     if x.dtype == torch.uint8:
         return x
-    quantised = torch.quantize_per_tensor(x, input_range.scale, input_range.zero_point, torch.quint8)
+    if rows.AVAILABLE:
+        return rows.to_bytes(x, input_range)
+    quantised = torch.quantize_per_tensor(x.float(), input_range.scale, input_range.zero_point, torch.quint8)
     # The quantised tensor's memory, without a copy.
     return torch.empty(0, dtype=torch.uint8).set_(quantised.untyped_storage(), 0, x.shape, quantised.stride())

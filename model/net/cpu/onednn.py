@@ -12,9 +12,12 @@ import platform
 import torch
 from torch import Tensor, nn
 
+from model.net import layers
+from model.net.cpu import rows
 from model.net.cpu.conv import Activation, Conv, WinogradConv, winograd_applies
 from model.net.cpu.int8 import Int8Conv
 from model.net.cpu.linear import FusedChannelMLP, Linear, SingleSharedLinear
+from model.net.cpu.rows import AttentionProduct, LayerNorm, ScaleAndShift, is_row_norm
 from model.net.fold import scale_and_shift
 from model.net.layers import ChannelMLP, SharedLinear, UnfoldedBatchNorm2d, chains_of
 
@@ -59,7 +62,12 @@ def convert_to_onednn(network: nn.Module) -> None:
                 if isinstance(child, nn.Conv2d):
                     setattr(parent, key, _conv(child, "none"))
                 elif isinstance(child, UnfoldedBatchNorm2d):
-                    setattr(parent, key, _ScaleAndShift(child))
+                    scale, shift = scale_and_shift(child)
+                    setattr(parent, key, ScaleAndShift(scale.float(), shift.float(), child.weight.dtype))
+                elif isinstance(child, nn.LayerNorm) and is_row_norm(child):
+                    setattr(parent, key, LayerNorm(child))
+                elif isinstance(child, layers.AttentionProduct) and rows.AVAILABLE:
+                    setattr(parent, key, AttentionProduct())
                 elif isinstance(child, nn.Linear):
                     setattr(parent, key, Linear(child.weight, child.bias))
                 elif isinstance(child, ChannelMLP):
@@ -97,17 +105,6 @@ def _conv(conv: nn.Conv2d, activation: Activation) -> nn.Module:
     if activation != "gelu" and winograd_applies(conv):
         return WinogradConv(conv, relu=activation == "relu")
     return Conv(conv, activation)
-
-
-class _ScaleAndShift(nn.Module):
-    """A batch norm in one pass, of half the time of torch's operator."""
-
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
-        super().__init__()
-        self._scale, self._shift = (values.to(norm.weight.dtype) for values in scale_and_shift(norm))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.addcmul(self._shift, x.permute(0, 2, 3, 1), self._scale).permute(0, 3, 1, 2)
 
 
 class _MaxPool(nn.Module):

@@ -1,0 +1,289 @@
+/* What lies between a network's matrix products, in one pass each, with AVX-512: layer norms, softmax, a scale and a
+ * shift by channel, and rounding to bytes. torch takes several passes, or leaves narrow rows to scalar code.
+ *
+ * Numbers are read as float32 or bfloat16 and written as these or as uint8; in between they are float32. A row is
+ * computed the same way wherever it stands, so that an answer does not depend on the batch. One thread computes: these
+ * passes are short, and their callers run side by side.
+ */
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+#include <math.h>
+#include <stdint.h>
+
+#if !defined(__x86_64__) || !defined(__GNUC__)
+#error "GCC or Clang is needed, and an x86-64 processor; without this module torch computes the same, slower"
+#endif
+#include <cpuid.h>
+#include <immintrin.h>
+
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
+#define INLINE static inline __attribute__((always_inline)) AVX512
+
+typedef enum { FLOAT32 = 0, BFLOAT16 = 1, UINT8 = 2 } Kind;
+enum { WIDTH = 16, LONGEST = 4096 }; /* numbers of a vector, and of a row that is normalised */
+
+/* How a float x is stored as a byte: round(x * per_step) + zero, cut to 0 … 255. */
+typedef struct {
+    float per_step;
+    int zero;
+} Bytes;
+
+INLINE __mmask16 mask_of(size_t left) { return left >= WIDTH ? 0xFFFF : (__mmask16)((1u << left) - 1); }
+
+/* The first `left` of the values at … of a tensor that begins at `from`, then zeros. */
+INLINE __m512 load(const void *from, Kind kind, size_t at, size_t left)
+{
+    const float *floats = (const float *)from + at;
+    const uint16_t *halves = (const uint16_t *)from + at;
+    __mmask16 mask = mask_of(left);
+    if (kind == FLOAT32) return left >= WIDTH ? _mm512_loadu_ps(floats) : _mm512_maskz_loadu_ps(mask, floats);
+    __m256i bits = left >= WIDTH ? _mm256_loadu_si256((const __m256i *)halves) : _mm256_maskz_loadu_epi16(mask, halves);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+/* The first `left` of the values. bfloat16 is rounded to the nearest, at a tie to the even one. Only full vectors are
+ * stored at once: some processors take dozens of cycles for a masked store of narrow numbers. */
+INLINE void store(void *to, Kind kind, size_t at, size_t left, __m512 x, Bytes bytes)
+{
+    if (kind == FLOAT32) {
+        if (left >= WIDTH) _mm512_storeu_ps((float *)to + at, x);
+        else _mm512_mask_storeu_ps((float *)to + at, mask_of(left), x);
+    } else if (kind == BFLOAT16) {
+        __m256i halves = (__m256i)_mm512_cvtneps_pbh(x);
+        uint16_t rest[WIDTH], *first = (uint16_t *)to + at;
+        _mm256_storeu_si256((__m256i *)(left >= WIDTH ? first : rest), halves);
+        for (size_t i = 0; left < WIDTH && i < left; i++) first[i] = rest[i];
+    } else {
+        /* Below the bounds of an int; the bytes end far below. */
+        x = _mm512_min_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(x, _mm512_set1_ps(bytes.per_step)));
+        __m512i steps = _mm512_cvtps_epi32(x);
+        steps = _mm512_max_epi32(_mm512_add_epi32(steps, _mm512_set1_epi32(bytes.zero)), _mm512_setzero_si512());
+        uint8_t rest[WIDTH], *first = (uint8_t *)to + at;
+        _mm_storeu_si128((__m128i *)(left >= WIDTH ? first : rest), _mm512_cvtusepi32_epi8(steps));
+        for (size_t i = 0; left < WIDTH && i < left; i++) first[i] = rest[i];
+    }
+}
+
+/* exp(x) for x ≤ 0, with a relative error of about 2^-22; 0 below -87. exp(x) = 2^n * exp(r), |r| ≤ ln(2) / 2, and a
+ * Taylor polynomial for exp(r). */
+INLINE __m512 exp_of(__m512 x)
+{
+    const __m512 least = _mm512_set1_ps(-87.0f);
+    __mmask16 tiny = _mm512_cmp_ps_mask(x, least, _CMP_LT_OQ);
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+    /* ln(2) in two parts, the first of few bits, so that n times it is exact. */
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693145752f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(1.42860677e-6f), r);
+    __m512 sum = _mm512_set1_ps(1.0f / 720);
+    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(1.0f / 120));
+    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(1.0f / 24));
+    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(1.0f / 6));
+    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(0.5f));
+    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(1.0f));
+    sum = _mm512_fmadd_ps(sum, r, _mm512_set1_ps(1.0f));
+    return _mm512_mask_mov_ps(_mm512_scalef_ps(sum, n), tiny, _mm512_setzero_ps());
+}
+
+/* Loops over a row take full vectors, then the rest, whose length is not known at compile time. */
+#define FOR_VECTORS(at, length, left, ...)                                                                             \
+    do {                                                                                                               \
+        size_t at = 0;                                                                                                 \
+        for (; at + WIDTH <= (length); at += WIDTH) {                                                                  \
+            const size_t left = WIDTH;                                                                                 \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+        if (at < (length)) {                                                                                           \
+            const size_t left = (length) - at;                                                                         \
+            __VA_ARGS__                                                                                                \
+        }                                                                                                              \
+    } while (0)
+
+/* (x - mean) / sqrt(variance + eps) * weight + bias, by row. */
+INLINE void norm_rows(const void *from, Kind in, void *to, Kind out, size_t rows, size_t channels, const float *weight,
+                      const float *bias, float eps, Bytes bytes)
+{
+    float values[LONGEST];
+    for (size_t row = 0; row < rows; row++) {
+        size_t first = row * channels;
+        __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
+        FOR_VECTORS(at, channels, left, {
+            __m512 x = load(from, in, first + at, left);
+            sum = _mm512_add_ps(sum, x);
+            _mm512_storeu_ps(values + at, x);
+        });
+        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / (float)channels);
+        FOR_VECTORS(at, channels, left, {
+            __m512 x = _mm512_maskz_sub_ps(mask_of(left), _mm512_loadu_ps(values + at), mean);
+            squares = _mm512_fmadd_ps(x, x, squares);
+            _mm512_storeu_ps(values + at, x);
+        });
+        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)channels + eps));
+        FOR_VECTORS(at, channels, left, {
+            __m512 x = _mm512_mul_ps(_mm512_loadu_ps(values + at), scale);
+            x = _mm512_fmadd_ps(x, load(weight, FLOAT32, at, left), load(bias, FLOAT32, at, left));
+            store(to, out, first + at, left, x, bytes);
+        });
+    }
+}
+
+/* softmax(x * scale + bias) by row, in place, of at most LONGEST numbers; row i has the bias of row i modulo `biases`,
+ * where there are any. */
+INLINE void softmax_rows(void *x, Kind kind, size_t rows, size_t length, float scale, const void *bias, size_t biases)
+{
+    const Bytes none = {0};
+    float values[LONGEST];
+    for (size_t row = 0; row < rows; row++) {
+        size_t first = row * length, other = biases ? row % biases * length : 0;
+        __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
+        __mmask16 unknown = 0;
+        FOR_VECTORS(at, length, left, {
+            __m512 value = _mm512_mul_ps(load(x, kind, first + at, left), _mm512_set1_ps(scale));
+            if (biases) value = _mm512_add_ps(value, load(bias, kind, other + at, left));
+            unknown |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+            most = _mm512_mask_max_ps(most, mask_of(left), most, value);
+            _mm512_storeu_ps(values + at, value);
+        });
+        /* The maximum of numbers and NaN may be a number. */
+        __m512 top = _mm512_set1_ps(unknown ? NAN : _mm512_reduce_max_ps(most));
+        FOR_VECTORS(at, length, left, {
+            __m512 value = exp_of(_mm512_sub_ps(_mm512_loadu_ps(values + at), top));
+            value = _mm512_maskz_mov_ps(mask_of(left), value);
+            _mm512_storeu_ps(values + at, value);
+            sum = _mm512_add_ps(sum, value);
+        });
+        __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
+        FOR_VECTORS(at, length, left,
+                    { store(x, kind, first + at, left, _mm512_mul_ps(_mm512_loadu_ps(values + at), share), none); });
+    }
+}
+
+/* x * scale + shift by channel. */
+INLINE void affine_rows(const void *from, Kind in, void *to, Kind out, size_t rows, size_t channels, const float *scale,
+                        const float *shift)
+{
+    const Bytes none = {0};
+    for (size_t row = 0; row < rows; row++)
+        FOR_VECTORS(at, channels, left, {
+            __m512 x = load(from, in, row * channels + at, left);
+            x = _mm512_fmadd_ps(x, load(scale, FLOAT32, at, left), load(shift, FLOAT32, at, left));
+            store(to, out, row * channels + at, left, x, none);
+        });
+}
+
+/* A loop for each pair of kinds: they are constants inside. */
+AVX512 static void norm(const void *from, Kind in, void *to, Kind out, size_t rows, size_t channels,
+                        const float *weight, const float *bias, float eps, Bytes bytes)
+{
+    if (in == FLOAT32) {
+        if (out == FLOAT32) norm_rows(from, FLOAT32, to, FLOAT32, rows, channels, weight, bias, eps, bytes);
+        else if (out == BFLOAT16) norm_rows(from, FLOAT32, to, BFLOAT16, rows, channels, weight, bias, eps, bytes);
+        else norm_rows(from, FLOAT32, to, UINT8, rows, channels, weight, bias, eps, bytes);
+    } else {
+        if (out == FLOAT32) norm_rows(from, BFLOAT16, to, FLOAT32, rows, channels, weight, bias, eps, bytes);
+        else if (out == BFLOAT16) norm_rows(from, BFLOAT16, to, BFLOAT16, rows, channels, weight, bias, eps, bytes);
+        else norm_rows(from, BFLOAT16, to, UINT8, rows, channels, weight, bias, eps, bytes);
+    }
+}
+
+AVX512 static void softmax(void *x, Kind kind, size_t rows, size_t length, float scale, const void *bias, size_t biases)
+{
+    if (kind == FLOAT32) softmax_rows(x, FLOAT32, rows, length, scale, bias, biases);
+    else softmax_rows(x, BFLOAT16, rows, length, scale, bias, biases);
+}
+
+AVX512 static void affine(const void *from, void *to, Kind kind, size_t rows, size_t channels, const float *scale,
+                          const float *shift)
+{
+    if (kind == FLOAT32) affine_rows(from, FLOAT32, to, FLOAT32, rows, channels, scale, shift);
+    else affine_rows(from, BFLOAT16, to, BFLOAT16, rows, channels, scale, shift);
+}
+
+AVX512 static void quantise(const void *from, Kind kind, void *to, size_t count, Bytes bytes)
+{
+    if (kind == FLOAT32) FOR_VECTORS(at, count, left, { store(to, UINT8, at, left, load(from, FLOAT32, at, left), bytes); });
+    else FOR_VECTORS(at, count, left, { store(to, UINT8, at, left, load(from, BFLOAT16, at, left), bytes); });
+}
+
+static void *at(unsigned long long address) { return (void *)(uintptr_t)address; }
+
+static PyObject *layer_norm_(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long from, to, weight, bias;
+    int in, out, zero;
+    Py_ssize_t rows, channels;
+    float eps, step;
+    if (!PyArg_ParseTuple(args, "KiKinnKKffi", &from, &in, &to, &out, &rows, &channels, &weight, &bias, &eps, &step,
+                          &zero)) {
+        return NULL;
+    }
+    Bytes bytes = {1.0f / step, zero};
+    Py_BEGIN_ALLOW_THREADS
+    norm(at(from), in, at(to), out, (size_t)rows, (size_t)channels, at(weight), at(bias), eps, bytes);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *softmax_(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long x, bias;
+    int kind;
+    Py_ssize_t rows, length, biases;
+    float scale;
+    if (!PyArg_ParseTuple(args, "KinnfKn", &x, &kind, &rows, &length, &scale, &bias, &biases)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    softmax(at(x), kind, (size_t)rows, (size_t)length, scale, at(bias), (size_t)biases);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *scale_and_shift_(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long from, to, scale, shift;
+    int kind;
+    Py_ssize_t rows, channels;
+    if (!PyArg_ParseTuple(args, "KKinnKK", &from, &to, &kind, &rows, &channels, &scale, &shift)) return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    affine(at(from), at(to), kind, (size_t)rows, (size_t)channels, at(scale), at(shift));
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+static PyObject *quantise_(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long from, to;
+    int kind, zero;
+    Py_ssize_t count;
+    float step;
+    if (!PyArg_ParseTuple(args, "KiKnfi", &from, &kind, &to, &count, &step, &zero)) return NULL;
+    Bytes bytes = {1.0f / step, zero};
+    Py_BEGIN_ALLOW_THREADS
+    quantise(at(from), kind, at(to), (size_t)count, bytes);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+/* Whether the processor has AVX-512 F, BW, VL, DQ and BF16, and the system keeps its registers. Not
+ * __builtin_cpu_supports: built by Zig's compiler, it returns 0 for all. */
+static PyObject *available(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
+{
+    unsigned a, b, c, d, kept, high;
+    const unsigned wide = bit_AVX512F | bit_AVX512DQ | bit_AVX512BW | bit_AVX512VL, registers = 0xE6, bf16 = 1u << 5;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) Py_RETURN_FALSE;
+    __asm__ volatile("xgetbv" : "=a"(kept), "=d"(high) : "c"(0));
+    if ((kept & registers) != registers || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || (b & wide) != wide) {
+        Py_RETURN_FALSE;
+    }
+    return PyBool_FromLong(__get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & bf16));
+}
+
+static PyMethodDef methods[] = {{"available", available, METH_NOARGS, NULL},
+                                {"layer_norm", layer_norm_, METH_VARARGS, NULL},
+                                {"softmax", softmax_, METH_VARARGS, NULL},
+                                {"scale_and_shift", scale_and_shift_, METH_VARARGS, NULL},
+                                {"quantise", quantise_, METH_VARARGS, NULL},
+                                {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = 0, .m_methods = methods};
+
+PyMODINIT_FUNC PyInit__kernels(void) { return PyModuleDef_Init(&module); }
