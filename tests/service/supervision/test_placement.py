@@ -75,9 +75,13 @@ def test_a_lone_worker_keeps_its_settings() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"workers": 3, "worker_address": "ipc:///a,ipc:///b"}, {"workers": 2, "worker_metrics_port": 65535}],
+    [
+        {"workers": 3, "worker_address": "ipc:///a,ipc:///b"},
+        {"workers": 2, "worker_metrics_port": 65535},
+        {"worker_address": "dns://workers:5555"},
+    ],
 )
 def test_contradictions_are_refused(settings: dict[str, Any]) -> None:
     """Settings that cannot all be kept are an error with the way out, before anything is started."""
-    with pytest.raises(Unplaceable, match=r"set only one of the two|choose a lower"):
+    with pytest.raises(Unplaceable, match=r"set only one of the two|choose a lower|which only `rest` and `grpc` take"):
         placed(**settings)
