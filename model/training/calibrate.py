@@ -16,7 +16,7 @@ from model.metrics import Float64Array, scored_matches
 from model.net.network import network_of
 from model.predictor import Predictor
 from model.training.data import Record
-from model.training.evaluate import class_probabilities, detections, scored_boxes, true_heads
+from model.training.evaluate import class_probabilities, detections, scored_boxes, true_boxes
 from model.types import BoolArray, IntArray, Task
 
 MIN_PROBABILITY = 1e-12
@@ -35,12 +35,12 @@ def fit_calibration(predictor: Predictor, config: BundleConfig, records: Sequenc
     """The calibration that fits a bundle's scores to the truth; None if its answers have no scores."""
     match config.task:
         case Task.CLASSIFY:
-            breeds = np.array([record.breed for record in records])
+            breeds = np.array([record.label for record in records])
             return temperature_scaling(class_probabilities(predictor, config, records), breeds)
         case Task.DETECT:
-            with_head = [record for record in records if record.head is not None]
-            found = scored_boxes(detections(predictor, config, with_head))
-            matches = scored_matches(found, true_heads(with_head), len(config.labels))
+            known = [record for record in records if record.objects is not None]
+            found = scored_boxes(detections(predictor, config, known))
+            matches = scored_matches(found, true_boxes(known), len(config.labels))
             return platt_scaling(*matches)
         case Task.SEGMENT:
             return None

@@ -105,7 +105,7 @@ class BreedTraining:
         self.examples = len(learn.records)
         assert isinstance(module.classifier.head, nn.Linear)
         self.num_classes = module.classifier.head.out_features
-        self.held_out_breeds = torch.tensor([record.breed for record in held_out.records])
+        self.held_out_breeds = torch.tensor([record.label for record in held_out.records])
         windows = [central_square(record.size, TEST_SHARE, recipe.test_size) for record in held_out.records]
         self.held_out_pixels = np.stack([w.apply(p) for w, p in zip(windows, held_out.pictures, strict=True)])
 
@@ -122,7 +122,7 @@ class BreedTraining:
         x = to_tensor(np.stack(pixels), self.device)
         x = normalise(jitter_colours(rng, x, self.recipe.colour_jitter, self.recipe.grey_share))
         maps = torch.from_numpy(np.stack(map_rows)).to(self.device)
-        breeds = torch.tensor([self.records[index].breed for index in indices], device=self.device)
+        breeds = torch.tensor([self.records[index].label for index in indices], device=self.device)
         targets = F.one_hot(breeds, self.num_classes).float()
         if rng.random() < self.recipe.mix_probability:
             x, targets, maps = mix(rng, x, targets, maps, CELL)

@@ -1,16 +1,21 @@
-"""The Oxford-IIIT Pet dataset: index, folds, and decoded pictures in memory."""
+"""Labelled pictures for training: the Oxford-IIIT Pet dataset's index and folds; and any data, in memory."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from model.types import Box, Size, UInt8Array
+from model.decode import decode
+from model.errors import ConvMLPError
+from model.metrics import TrueBox
+from model.predictor import LIMITS
+from model.types import Box, Reader, Size, UInt8Array
 
 SPECIES = ("cat", "dog")
 HELD_OUT_FOLD = 0
@@ -23,17 +28,34 @@ IGNORE = 255
 """Value of unknown pixels in a label map."""
 
 
+class DataUnreadable(ConvMLPError):
+    """A file of the data cannot be read."""
+
+    code = "data-unreadable"
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One photograph. `breed` counts from 0; `species` is a position in SPECIES; `head` is in its pixels."""
+    """One photograph, of `size` when upright.
+
+    `label`: its class, from 0. `mask`: reads its label map, uint8 (H, W): class indices, IGNORE where unknown.
+    `species`, a position in SPECIES, and `head`, in its pixels, are of the pets data alone. `boxes`: of other data, the
+    objects, in its pixels; None: they are not known.
+    """
 
     path: Path
     size: Size
     fold: int
     species: int
-    breed: int
+    label: int
     head: Box | None
-    mask: Path | None
+    mask: Callable[[], UInt8Array] | None
+    boxes: tuple[TrueBox, ...] | None = None
+
+    @property
+    def objects(self) -> tuple[TrueBox, ...] | None:
+        """Those that a detector should find; None: they are not known."""
+        return (TrueBox(self.species, self.head),) if self.head is not None else self.boxes
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +113,9 @@ def _record(data_dir: Path, row: dict[str, str], breed: int) -> Record:
         size=Size(int(row["height"]), int(row["width"])),
         fold=int(row["fold"]),
         species=SPECIES.index(row["species"]),
-        breed=breed,
+        label=breed,
         head=Box(*map(float, corners)) if all(corners) else None,
-        mask=data_dir / row["mask"] if row["mask"] else None,
+        mask=partial(_pet_mask, data_dir / row["mask"], SPECIES.index(row["species"])) if row["mask"] else None,
     )
 
 
@@ -105,21 +127,64 @@ class Photographs:
     pictures: Sequence[UInt8Array]
 
 
-def load_photographs(records: Sequence[Record]) -> Photographs:
-    """Decode all photographs, about 260 kB of memory each. Raises OSError."""
-    pictures = [
-        cv2.cvtColor(_read(record.path, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.uint8) for record in records
-    ]
-    return Photographs(records, pictures)
+def load_photographs(records: Sequence[Record], shorter_side: int | None = None) -> Photographs:
+    """Decode all photographs, and reduce them to a shorter side of at most `shorter_side` px: at 256 px some 260 kB of
+    memory each. The records of the result have sizes and boxes in these pixels.
+
+    Raises:
+        OSError: a file cannot be read.
+        ConvMLPError: as `decode`; the file's name comes first.
+    """
+    found, pictures = [], []
+    for record in records:
+        pixels = read_picture(record.path)
+        shorter = min(pixels.shape[:2])
+        if shorter_side is not None and shorter > shorter_side:
+            height, width = (max(round(side * shorter_side / shorter), 1) for side in pixels.shape[:2])
+            pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA).astype(np.uint8)
+            record = _resized(record, Size(height, width))
+        found.append(record)
+        pictures.append(pixels)
+    return Photographs(found, pictures)
+
+
+def read_picture(path: Path) -> UInt8Array:
+    """A picture's pixels: uint8 (H, W, 3), RGB, upright. Raises OSError, or DataUnreadable, which names the file."""
+    try:
+        return decode(path.read_bytes(), LIMITS, Reader.OPENCV).pixels
+    except ConvMLPError as error:
+        raise DataUnreadable(f"{path}: {error.detail}") from error
+
+
+def _resized(record: Record, size: Size) -> Record:
+    x, y = size.width / record.size.width, size.height / record.size.height
+
+    def resized(box: Box) -> Box:
+        return Box(box.xmin * x, box.ymin * y, box.xmax * x, box.ymax * y)
+
+    head = None if record.head is None else resized(record.head)
+    boxes = None if record.boxes is None else tuple(replace(one, box=resized(one.box)) for one in record.boxes)
+    return replace(record, size=size, head=head, boxes=boxes)
 
 
 def load_label_maps(records: Sequence[Record]) -> dict[int, UInt8Array]:
-    """The label maps of the records that have a mask, by index: uint8 (H, W), see `label_map`. Raises OSError."""
+    """The label maps of the records that have a mask, by index: uint8 (H, W) of their sizes.
+
+    Raises OSError, or what a mask raises.
+    """
     return {
-        index: label_map(_read(record.mask, cv2.IMREAD_GRAYSCALE), record.species)
-        for index, record in enumerate(records)
-        if record.mask is not None
+        index: _of_size(record.mask(), record.size) for index, record in enumerate(records) if record.mask is not None
     }
+
+
+def _of_size(values: UInt8Array, size: Size) -> UInt8Array:
+    if values.shape == (size.height, size.width):
+        return values
+    return cv2.resize(values, (size.width, size.height), interpolation=cv2.INTER_NEAREST).astype(np.uint8)
+
+
+def _pet_mask(path: Path, species: int) -> UInt8Array:
+    return label_map(_read(path, cv2.IMREAD_GRAYSCALE), species)
 
 
 def label_map(mask: UInt8Array, species: int) -> UInt8Array:

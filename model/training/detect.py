@@ -1,4 +1,4 @@
-"""Training of the head detector: RetinaNet's targets and losses (arXiv 1708.02002, sections 3 and 4)."""
+"""Training of a detector: RetinaNet's targets and losses (arXiv 1708.02002, sections 3 and 4)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.metrics import TrueBox
 from model.net.boxes import RETINANET_ANCHORS, decode_deltas, encode_deltas, iou_matrix
 from model.net.retinanet import RetinaNet
 from model.training.augment import (
@@ -23,7 +24,7 @@ from model.training.augment import (
     whole_picture,
 )
 from model.training.data import Photographs, Record
-from model.types import IntArray, Size
+from model.types import Box, IntArray, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,13 @@ class DetectRecipe:
     box_weight: float = 1.0
 
 
+BEST_ANCHORS = 100
+"""Of a picture, that are looked at during training."""
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Targets of each anchor, for a batch with at most one object a picture.
+    """Targets of each anchor of a batch.
 
     classes int64 (N, K): -1 background, -2 ignored; deltas float32 (N, K, 4), valid for anchors with a class.
     """
@@ -59,21 +64,24 @@ class Assignment:
 
 
 def assign(anchors: Tensor, boxes: Tensor, labels: Tensor, positive_iou: float, negative_iou: float) -> Assignment:
-    """Assign anchors to objects by IoU (section 4.1); an object's best anchor is always assigned to it.
+    """Assign anchors to the objects that they overlap most (section 4.1); an object's best anchor is always assigned to
+    it.
 
     Args:
         anchors: float32 (K, 4), pixels of the input.
-        boxes: float32 (N, 4), one object a picture; arbitrary if there is none.
-        labels: int64 (N,), the object's class; -1 if there is none.
+        boxes: float32 (N, M, 4), up to M objects a picture; arbitrary beyond the last one.
+        labels: int64 (N, M), the objects' classes; -1 beyond the last one.
     """
-    overlaps = iou_matrix(boxes, anchors).nan_to_num()
-    present = (labels >= 0)[:, None]
-    best = overlaps.max(dim=1, keepdim=True).values.clamp(min=1e-6)
-    positive = present & ((overlaps >= positive_iou) | (overlaps == best))
-    between = present & (overlaps >= negative_iou) & ~positive
-    classes = torch.where(positive, labels[:, None], torch.where(between, -2, -1))
+    present = (labels >= 0)[..., None]
+    overlaps = torch.where(present, iou_matrix(boxes, anchors).nan_to_num(), -1.0)
+    best = overlaps == overlaps.max(dim=2, keepdim=True).values.clamp(min=1e-6)
+    # An IoU is at most 1: an object comes first where the anchor is its best one.
+    chosen = (overlaps + 2 * best).argmax(dim=1, keepdim=True)
+    positive = ((overlaps >= positive_iou) | best).take_along_dim(chosen, dim=1)[:, 0]
+    between = (overlaps >= negative_iou).any(dim=1) & ~positive
+    classes = torch.where(positive, labels.take_along_dim(chosen[:, 0], dim=1), torch.where(between, -2, -1))
     safe_boxes = torch.where(present, boxes, anchors.new_tensor((0.0, 0.0, 1.0, 1.0)))
-    return Assignment(classes, encode_deltas(anchors, safe_boxes[:, None]))
+    return Assignment(classes, encode_deltas(anchors, safe_boxes.take_along_dim(chosen[:, 0, :, None], dim=1)))
 
 
 def focal_loss(logits: Tensor, classes: Tensor, alpha: float, gamma: float) -> Tensor:
@@ -99,8 +107,8 @@ def all_anchors(levels: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-class HeadTraining:
-    """The head detection task, as the training loop's `Training`."""
+class DetectorTraining:
+    """The detection task, as the training loop's `Training`."""
 
     def __init__(self, recipe: DetectRecipe, module: RetinaNet, learn: Photographs, held_out: Photographs) -> None:
         self.recipe, self.module = recipe, module
@@ -112,12 +120,22 @@ class HeadTraining:
         self.held_out_boxes, self.held_out_labels = self._objects(held_out.records, windows)
 
     def _objects(self, records: Sequence[Record], windows: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        boxes, labels = np.zeros((len(records), 4), np.float32), np.full(len(records), -1, np.int64)
-        for row, (record, window) in enumerate(zip(records, windows, strict=True)):
-            if record.head is not None and visible_share(window.box, record.head) >= self.recipe.min_visible:
-                moved = window.move(record.head)
-                boxes[row] = moved.xmin, moved.ymin, moved.xmax, moved.ymax
-                labels[row] = record.species
+        """Boxes float32 (N, M, 4) and classes int64 (N, M) of the objects that the windows show, as `assign` takes
+        them."""
+        shown = [
+            [
+                (one.index, window.move(one.box))
+                for one in _single(record)
+                if visible_share(window.box, one.box) >= self.recipe.min_visible
+            ]
+            for record, window in zip(records, windows, strict=True)
+        ]
+        most = max(1, *map(len, shown))
+        boxes, labels = np.zeros((len(records), most, 4), np.float32), np.full((len(records), most), -1, np.int64)
+        for row, objects in enumerate(shown):
+            for column, (label, box) in enumerate(objects):
+                boxes[row, column] = box.xmin, box.ymin, box.xmax, box.ymax
+                labels[row, column] = label
         return torch.from_numpy(boxes).to(self.device), torch.from_numpy(labels).to(self.device)
 
     def loss(self, indices: IntArray, rng: np.random.Generator, progress: float) -> Tensor:
@@ -125,7 +143,7 @@ class HeadTraining:
         records = [self.records[index] for index in indices]
         side = side_at(recipe.sizes, progress)
         out = Size(side, side)
-        windows = [random_window(rng, record.size, out, recipe.zoom, record.head) for record in records]
+        windows = [random_window(rng, record.size, out, recipe.zoom, _any_box(rng, record)) for record in records]
         pixels = np.stack([w.apply(self.pictures[index]) for w, index in zip(windows, indices, strict=True)])
         boxes, labels = self._objects(records, windows)
         x = jitter_colours(rng, to_tensor(pixels, self.device), recipe.colour_jitter, recipe.grey_share)
@@ -139,19 +157,33 @@ class HeadTraining:
         return (class_loss + recipe.box_weight * box_loss) / positive.sum().clamp(min=1)
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
-        """Share of held-out heads that the best-scored anchor detects: right class, IoU of at least 0.5; mean IoU."""
+        """Share of the held-out objects that one of the 100 best-scored anchors of a picture detects: right class, IoU
+        of at least 0.5; and the mean IoU of the best of these anchors."""
         hits, ious = [], []
         for start in range(0, len(self.held_out_pixels), 32):
             rows = slice(start, start + 32)
             logit_maps, delta_maps = module(normalise(to_tensor(self.held_out_pixels[rows], self.device)))
             anchors = all_anchors(logit_maps)
-            scores, classes = flatten_heads(logit_maps, 2).max(dim=2)
-            best = scores.argmax(dim=1, keepdim=True)
+            scores, classes = flatten_heads(logit_maps, self.module.num_classes).max(dim=2)
+            best = scores.topk(min(BEST_ANCHORS, scores.shape[1]), dim=1).indices
             deltas = flatten_heads(delta_maps, 4).take_along_dim(best[..., None], dim=1)
-            found = decode_deltas(anchors[best], deltas)
-            iou = iou_matrix(found, self.held_out_boxes[rows, None])[:, 0, 0]
-            right = classes.take_along_dim(best, dim=1)[:, 0] == self.held_out_labels[rows]
-            there = self.held_out_labels[rows] >= 0
-            hits.append((right & (iou >= 0.5))[there])
-            ious.append(iou[there])
-        return {"hit50": float(torch.cat(hits).float().mean()), "mean_iou": float(torch.cat(ious).mean())}
+            labels = self.held_out_labels[rows]
+            overlaps = iou_matrix(self.held_out_boxes[rows], decode_deltas(anchors[best], deltas)).nan_to_num()
+            right = labels[..., None] == classes.take_along_dim(best, dim=1)[:, None]
+            overlap = (overlaps * right).max(dim=2).values[labels >= 0]
+            hits.append(overlap >= 0.5)
+            ious.append(overlap)
+        return {"recall50": float(torch.cat(hits).float().mean()), "mean_iou": float(torch.cat(ious).mean())}
+
+
+def _single(record: Record) -> list[TrueBox]:
+    """The objects, without crowds."""
+    return [one for one in record.objects or () if not one.crowd]
+
+
+def _any_box(rng: np.random.Generator, record: Record) -> Box | None:
+    """Of one of the objects; None: there is none."""
+    objects = _single(record)
+    if len(objects) < 2:
+        return objects[0].box if objects else None
+    return objects[rng.integers(len(objects))].box

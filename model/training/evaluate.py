@@ -40,27 +40,27 @@ MIN_CURVE_SCORE = 0.01
 def measure(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> dict[str, float]:
     """The task's metrics, rounded to four digits.
 
-    Classification: top1, top5, species (cat or dog, by the top label). Detection: ap50, also of each class; precision
-    and recall at the model's threshold. Segmentation: miou, IoU of each class, pixel accuracy. With scores: ece, the
-    expected calibration error.
+    Classification: top1, top5; of pets, species (cat or dog, by the top label). Detection: ap50, also of each class;
+    precision and recall at the model's threshold. Segmentation: miou, IoU of each class, pixel accuracy. With scores:
+    ece, the expected calibration error.
 
-    Records without a head box are left out of detection; those without a mask, out of segmentation.
+    Records whose objects are not known are left out of detection; those without a mask, out of segmentation.
     """
     match config.task:
         case Task.CLASSIFY:
             probabilities = class_probabilities(predictor, config, records)
-            breeds = np.array([record.breed for record in records])
+            breeds = np.array([record.label for record in records])
             best = probabilities.argmax(axis=1)
-            kinds = {record.breed: record.species for record in records}
+            kinds = {record.label: record.species for record in records}
             right_kind = [
                 kinds.get(breed) == record.species for breed, record in zip(best.tolist(), records, strict=True)
             ]
             figures = top_k_accuracy(np.argsort(-probabilities, axis=1, kind="stable"), breeds)
-            figures |= {"species": float(np.mean(right_kind))}
+            figures |= {"species": float(np.mean(right_kind))} if min(kinds.values()) >= 0 else {}
             figures |= {"ece": calibration_error(probabilities.max(axis=1), best == breeds)}
         case Task.DETECT:
-            with_head = [record for record in records if record.head is not None]
-            found, truth = scored_boxes(detections(predictor, config, with_head)), true_heads(with_head)
+            known = [record for record in records if record.objects is not None]
+            found, truth = scored_boxes(detections(predictor, config, known)), true_boxes(known)
             assert isinstance(config.postprocessing, DetectPostSpec)
             classes = len(config.labels)
             figures = voc_average_precision(found, truth, config.labels)
@@ -109,6 +109,6 @@ def scored_boxes(found: Sequence[Sequence[Detection]]) -> list[list[ScoredBox]]:
     return [[ScoredBox(one.index, one.score, one.box) for one in detections] for detections in found]
 
 
-def true_heads(records: Sequence[Record]) -> list[list[TrueBox]]:
-    """Each photograph's head; photographs without an annotated one are not expected."""
-    return [[TrueBox(record.species, record.head)] for record in records if record.head is not None]
+def true_boxes(records: Sequence[Record]) -> list[Sequence[TrueBox]]:
+    """Each picture's objects, of those in which they are known."""
+    return [record.objects for record in records if record.objects is not None]

@@ -36,7 +36,7 @@ def _write_breeds(index: PetIndex, path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("file", "label"))
-        rows.writerows((record.path.name, index.breeds[record.breed]) for record in index.held_out())
+        rows.writerows((record.path.name, index.breeds[record.label]) for record in index.held_out())
 
 
 def _write_heads(records: Sequence[Record], path: Path) -> None:

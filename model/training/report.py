@@ -87,12 +87,12 @@ def cost(bundle: Bundle) -> dict[str, float]:
 def breed_confusion(predictor: Predictor, config: BundleConfig, records: Sequence[Record]) -> IntArray:
     """Confusion matrix of photographs, [truth, top label]: int64 (classes, classes)."""
     best = class_probabilities(predictor, config, records).argmax(axis=1)
-    return confusion_matrix(np.array([record.breed for record in records]), best, len(config.labels))
+    return confusion_matrix(np.array([record.label for record in records]), best, len(config.labels))
 
 
 def draw_breeds(confusion: IntArray, config: BundleConfig, records: Sequence[Record]) -> Image.Image:
     """The confusion matrix with cats first."""
-    kinds = {record.breed: record.species for record in records}
+    kinds = {record.label: record.species for record in records}
     order = sorted(kinds, key=lambda breed: (kinds[breed], config.labels[breed].lower()))
     return draw_confusion(
         confusion[np.ix_(order, order)],

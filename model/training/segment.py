@@ -1,7 +1,8 @@
-"""Training of the outline model: Semantic FPN with cross-entropy on background, cat and dog."""
+"""Training of a segmenter, such as the outline model: Semantic FPN with cross-entropy on the known pixels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -48,11 +49,18 @@ def head_hint(record: Record) -> UInt8Array:
     return hint
 
 
-class OutlineTraining:
-    """The outline task, as the training loop's `Training`. Its examples are the records with a mask."""
+class SegmenterTraining:
+    """The segmentation task, as the training loop's `Training`. Its examples are the records with a mask."""
 
-    def __init__(self, recipe: SegmentRecipe, module: SemanticFPN, learn: Photographs, held_out: Photographs) -> None:
-        self.recipe, self.module = recipe, module
+    def __init__(
+        self,
+        recipe: SegmentRecipe,
+        module: SemanticFPN,
+        labels: Sequence[str],
+        learn: Photographs,
+        held_out: Photographs,
+    ) -> None:
+        self.recipe, self.module, self.labels = recipe, module, labels
         self.records, self.pictures = learn.records, learn.pictures
         self.device = next(module.parameters()).device
         self.maps = load_label_maps(learn.records)
@@ -87,10 +95,10 @@ class OutlineTraining:
 
     def evaluate(self, module: nn.Module) -> dict[str, float]:
         """IoU and pixel accuracy on the held-out pictures, at a quarter of the input's size."""
-        confusion = np.zeros((len(OUTLINE_LABELS), len(OUTLINE_LABELS)), np.int64)
+        confusion = np.zeros((len(self.labels), len(self.labels)), np.int64)
         for start in range(0, len(self.held_out_pixels), 32):
             logits = module(normalise(to_tensor(self.held_out_pixels[start : start + 32], self.device)))
             true = self.held_out_maps[start : start + 32, 2::4, 2::4]
             known = true != IGNORE
             np.add.at(confusion, (true[known], logits.argmax(dim=1).cpu().numpy()[known]), 1)
-        return intersection_over_union(confusion, OUTLINE_LABELS)
+        return intersection_over_union(confusion, self.labels)

@@ -1,10 +1,11 @@
-"""Training of the embedded models: from photographs to a bundle with its measured accuracy and its sources."""
+"""Training: from labelled pictures to a bundle with its measured accuracy and its sources."""
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,13 +20,31 @@ from model.net.weights import BundleMetadata, load_weights, write_bundle
 from model.predictor import Predictor, reference_answer
 from model.training.calibrate import apply_calibration, fit_calibration
 from model.training.classify import BreedNet, BreedTraining, ClassifyRecipe, initialise
-from model.training.data import HELD_OUT_FOLD, SPECIES, PetIndex, Record, load_photographs, read_index
-from model.training.detect import DetectRecipe, HeadTraining
+from model.training.data import HELD_OUT_FOLD, SPECIES, Record, load_photographs, read_index
+from model.training.detect import DetectorTraining, DetectRecipe
 from model.training.evaluate import measure
 from model.training.loop import Training, run, scaled
 from model.training.recipes import RECIPES, PetsModel, Recipe
-from model.training.segment import OUTLINE_LABELS, OutlineTraining
+from model.training.segment import OUTLINE_LABELS, SegmenterTraining
 from model.types import Task
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """Pictures to learn from, and those that are held out to measure and to calibrate with.
+
+    `labels`: class names by index. `shorter_side`: to which pictures are reduced in memory, px; None: not at all.
+    `source`: of the trained weights. `measured_on`: what the figures are of.
+    """
+
+    labels: tuple[str, ...]
+    learn: Sequence[Record]
+    held_out: Sequence[Record]
+    source: Source
+    measured_on: str
+    shorter_side: int | None = None
 
 
 def train(
@@ -39,7 +58,7 @@ def train(
     stop_after: int | None = None,
     command: str,
 ) -> Bundle:
-    """Train one of the pets models, from its checkpoint if there is one; measure it; write its bundle.
+    """Train one of the pets models: as `train_on`.
 
     Args:
         kind: which of the three models.
@@ -58,34 +77,78 @@ def train(
         FloatingPointError: the loss is no longer finite.
     """
     recipe = RECIPES[kind] if recipe is None else recipe
-    schedule = recipe.schedule if epochs is None else scaled(recipe.schedule, epochs)
     index = read_index(data_dir)
-    torch.manual_seed(schedule.seed)
     labels = {PetsModel.BREED: index.breeds, PetsModel.HEADS: SPECIES, PetsModel.OUTLINE: OUTLINE_LABELS}[kind]
-    training = _training(recipe, index, len(labels), backbone_from)
+    trained = recipe.variant or "ConvMLP"
+    description = f"{trained} trained from scratch on the Oxford-IIIT Pet dataset by `{command}`"
+    held_out = index.held_out()
+    data = TrainingData(
+        labels,
+        index.training(),
+        held_out,
+        Source(description=description, url=URL, licence=LICENCE, attribution=ATTRIBUTION),
+        _measured_on(kind, held_out),
+    )
     folder = f"{recipe.variant}_{kind.value}" if recipe.variant else kind.value
+    return train_on(data, recipe, out_dir, folder, backbone_from=backbone_from, epochs=epochs, stop_after=stop_after)
+
+
+def train_on(
+    data: TrainingData,
+    recipe: Recipe,
+    out_dir: Path,
+    folder: str,
+    *,
+    backbone_from: Path | None = None,
+    start_from: Path | None = None,
+    epochs: int | None = None,
+    stop_after: int | None = None,
+) -> Bundle:
+    """Train a model, from its checkpoint in `out_dir`/`folder` if there is one; measure it; write its bundle.
+
+    `start_from`: a bundle; tensors of the same name and shape start with its values. Other arguments and errors: as of
+    `train`.
+    """
+    schedule = recipe.schedule if epochs is None else scaled(recipe.schedule, epochs)
+    torch.manual_seed(schedule.seed)
+    training = _training(recipe, data, backbone_from, start_from)
     averaged = run(training, schedule, out_dir / folder, stop_after)
     network: nn.Module = averaged.classifier if isinstance(averaged, BreedNet) else averaged
-    return export(recipe, network.cpu(), labels, index.held_out(), out_dir / "bundles", command)
+    return export(recipe, network.cpu(), data, out_dir / "bundles")
 
 
-def _training(recipe: Recipe, index: PetIndex, num_classes: int, backbone_from: Path | None) -> Training:
-    data = (load_photographs(index.training()), load_photographs(index.held_out()))
+def _training(recipe: Recipe, data: TrainingData, backbone_from: Path | None, start_from: Path | None) -> Training:
+    photographs = (load_photographs(data.learn, data.shorter_side), load_photographs(data.held_out, data.shorter_side))
+    num_classes = len(data.labels)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if isinstance(recipe.examples, ClassifyRecipe):
         module = BreedNet(recipe.architecture.backbone, num_classes, maps=recipe.examples.map_weight > 0)
-        return BreedTraining(recipe.examples, module.to(device), *data)
+        if start_from is not None:
+            copy_tensors(read_bundle(start_from), module.classifier)
+        return BreedTraining(recipe.examples, module.to(device), *photographs)
     network = build_network(recipe.architecture, num_classes)
     assert isinstance(network, RetinaNet | SemanticFPN)
-    if backbone_from is None:
-        initialise(network.backbone)
-    else:
+    if backbone_from is not None:
         copy_backbone(read_bundle(backbone_from), recipe.architecture.backbone, network.backbone)
+    elif start_from is not None:
+        copy_tensors(read_bundle(start_from), network)
+    else:
+        initialise(network.backbone)
     if isinstance(recipe.examples, DetectRecipe):
         assert isinstance(network, RetinaNet)
-        return HeadTraining(recipe.examples, network.to(device), *data)
+        return DetectorTraining(recipe.examples, network.to(device), *photographs)
     assert isinstance(network, SemanticFPN)
-    return OutlineTraining(recipe.examples, network.to(device), *data)
+    return SegmenterTraining(recipe.examples, network.to(device), data.labels, *photographs)
+
+
+def copy_tensors(bundle: Bundle, network: nn.Module) -> None:
+    """Give the network the values of a bundle's tensors of the same name and shape. Raises BundleInvalid."""
+    found = build_network(bundle.config.architecture, len(bundle.config.labels))
+    load_weights(found, bundle)
+    known = found.state_dict()
+    own = network.state_dict()
+    own.update({name: known[name] for name, value in own.items() if name in known and known[name].shape == value.shape})
+    network.load_state_dict(own)
 
 
 def copy_backbone(bundle: Bundle, spec: BackboneSpec, backbone: nn.Module) -> None:
@@ -122,14 +185,7 @@ LICENCE = (
 ATTRIBUTION = 'O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, "Cats and Dogs", CVPR 2012 (Oxford-IIIT Pet)'
 
 
-def export(
-    recipe: Recipe,
-    network: nn.Module,
-    labels: Sequence[str],
-    held_out: Sequence[Record],
-    store: Path,
-    command: str,
-) -> Bundle:
+def export(recipe: Recipe, network: nn.Module, data: TrainingData, store: Path) -> Bundle:
     """Calibrate, measure and write the bundle `store`/`recipe.name`, with fp16 weights.
 
     Calibration changes the network's last layer. The metrics are those of the fp16 weights.
@@ -137,41 +193,40 @@ def export(
     Raises:
         OSError: the folder cannot be written.
     """
-    trained = recipe.variant or "ConvMLP"
     metadata = BundleMetadata(
         name=recipe.name,
         architecture=recipe.architecture,
-        labels=tuple(labels),
+        labels=data.labels,
         preprocessing=recipe.preprocessing,
         postprocessing=recipe.postprocessing,
         precision="fp16",
-        source=Source(
-            description=f"{trained} trained from scratch on the Oxford-IIIT Pet dataset by `{command}`",
-            url=URL,
-            licence=LICENCE,
-            attribution=ATTRIBUTION,
-        ),
+        source=data.source,
         accuracy=None,
     )
     with tempfile.TemporaryDirectory() as scratch:
         raw = write_bundle(Path(scratch), metadata, network, reference_answer)
-        found = fit_calibration(Predictor(raw, torch.device("cpu")), raw.config, held_out)
+        found = fit_calibration(Predictor(raw, torch.device("cpu")), raw.config, data.held_out)
         if found is not None:
-            apply_calibration(network, recipe.architecture, found)
+            try:
+                apply_calibration(network, recipe.architecture, found)
+            except ValueError as error:  # of a network that has learned little
+                logger.warning("the scores are not calibrated: %s", error)
         calibrated = write_bundle(Path(scratch), metadata, network, reference_answer)
-        metrics = measure(Predictor(calibrated, torch.device("cpu")), calibrated.config, held_out)
-    accuracy = Accuracy(metrics=metrics, measured_on=_measured_on(raw.config.task, held_out))
+        metrics = measure(Predictor(calibrated, torch.device("cpu")), calibrated.config, data.held_out)
+    accuracy = Accuracy(metrics=metrics, measured_on=data.measured_on)
     return write_bundle(store, replace(metadata, accuracy=accuracy), network, reference_answer)
 
 
-def _measured_on(task: Task, held_out: Sequence[Record]) -> str:
+def _measured_on(kind: PetsModel, held_out: Sequence[Record]) -> str:
+    heads = sum(record.head is not None for record in held_out)
+    masks = sum(record.mask is not None for record in held_out)
     counted = {
-        Task.CLASSIFY: f"all {len(held_out)} photographs",
-        Task.DETECT: f"the {sum(record.head is not None for record in held_out)} photographs with an annotated head",
-        Task.SEGMENT: f"the {sum(record.mask is not None for record in held_out)} photographs with a mask",
+        PetsModel.BREED: f"all {len(held_out)} photographs",
+        PetsModel.HEADS: f"the {heads} photographs with an annotated head",
+        PetsModel.OUTLINE: f"the {masks} photographs with a mask",
     }
     return (
-        f"{counted[task]} of fold {HELD_OUT_FOLD} (of five) of Oxford-IIIT Pet's trainval part, shorter side 256 "
+        f"{counted[kind]} of fold {HELD_OUT_FOLD} (of five) of Oxford-IIIT Pet's trainval part, shorter side 256 "
         "px; this fold was held out of the training of all three pets models, but used to choose among recipes and "
         "to calibrate the scores; it is not the official test part"
     )

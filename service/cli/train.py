@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from model.bundle import EMBEDDED_DIR
-from model.errors import ConvMLPError
-from service.cli.console import number_column, print_error, print_table, text_column
+from service.cli.console import number_column, print_table, text_column
+from service.cli.train_custom import train_custom
+from service.cli.train_errors import refuse, train_errors_to_exit
 
 TINY = "tiny"
 
 train_app = typer.Typer(
     no_args_is_help=True,
-    help="Train the embedded models on the Oxford-IIIT Pet data set, or such models on other backbones, and evaluate "
-    "them. Train breed first: heads and outline start from its backbone.",
+    help="Train a model on pictures of your own (custom); or the embedded models on the Oxford-IIIT Pet data set, or "
+    "such models on other backbones, and evaluate them. Train breed first: heads and outline start from its backbone.",
 )
 
 Data = Annotated[
@@ -116,7 +115,7 @@ def evaluate(
     """
     from model.training.report import report
 
-    with _errors_to_exit():
+    with train_errors_to_exit():
         rows = [
             [name, metric, f"{value:.4f}"]
             for name, metrics in report(data, bundles, picture).items()
@@ -136,7 +135,7 @@ def held_out(
     """
     from model.training.held_out import write_held_out
 
-    with _errors_to_exit():
+    with train_errors_to_exit():
         write_held_out(data, out)
     typer.echo(
         f"wrote {out}; now: convmlp eval --local --model convmlp_pets_breed {out}/breed.csv --images {data}/images"
@@ -162,11 +161,11 @@ def _train(
 
     kind = PetsModel(course)
     if backbone is None and size != TINY:
-        _refuse(f"--size {size} needs --backbone")
+        refuse(f"--size {size} needs --backbone")
     try:
         recipe = RECIPES[kind] if backbone is None else variant_recipe(kind, find_variant(backbone, size))
     except ValueError as error:
-        _refuse(str(error))
+        refuse(str(error))
     command = f"convmlp train {course}"
     if backbone is not None:
         command += f" --backbone {backbone} --size {size}"
@@ -174,13 +173,13 @@ def _train(
         backbone_from = out / "bundles" / recipe.breed_name
     if backbone_from is not None and not (backbone_from / "config.json").is_file():
         first = command.replace(course, "breed")
-        _refuse(f"no breed model in {backbone_from}; run `{first}` first, or set --backbone-from")
+        refuse(f"no breed model in {backbone_from}; run `{first}` first, or set --backbone-from")
     if epochs is not None:
         command += f" --epochs {epochs}"
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if threads is not None:
         torch.set_num_threads(threads)
-    with _errors_to_exit():
+    with train_errors_to_exit():
         bundle = train(
             kind,
             data,
@@ -195,20 +194,4 @@ def _train(
     typer.echo(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
 
 
-def _refuse(message: str) -> NoReturn:
-    """Print an error message, and exit with status 2."""
-    print_error(message)
-    raise typer.Exit(2)
-
-
-@contextmanager
-def _errors_to_exit() -> Iterator[None]:
-    """Turns errors of data, bundles or weights into a message and exit status 1."""
-    try:
-        yield
-    except ConvMLPError as error:
-        print_error(error.detail)
-        raise typer.Exit(1) from None
-    except (OSError, ValueError, FloatingPointError) as error:
-        print_error(str(error))
-        raise typer.Exit(1) from None
+train_app.command("custom")(train_custom)

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import distributed
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullStateDictConfig, StateDictType, fully_shard
 from torch.distributed.fsdp import FullyShardedDataParallel as Fsdp1
@@ -28,7 +29,7 @@ NETWORK = copy.deepcopy(tiny_network("classifier").state_dict())
 
 @pytest.fixture(scope="module", autouse=True)
 def process_group() -> Iterator[None]:
-    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    distributed.init_process_group("gloo", store=torch._C._distributed_c10d.HashStore(), rank=0, world_size=1)
     yield
     distributed.destroy_process_group()
 
@@ -76,7 +77,7 @@ def test_tensors_in_shards_are_refused(tmp_path: Path) -> None:
 
 def test_a_folder_of_dcp_is_refused_with_the_command_that_consolidates_it(tmp_path: Path) -> None:
     """The command's function gives a file that is imported."""
-    dcp.save({"model": get_model_state_dict(sharded())}, checkpoint_id=tmp_path / "step_9")
+    save({"model": get_model_state_dict(sharded())}, checkpoint_id=tmp_path / "step_9")
     with pytest.raises(BundleInvalid, match=r"format_utils dcp_to_torch DIR FILE\.pth"):
         imported(tmp_path / "step_9")
     dcp_to_torch_save(tmp_path / "step_9", tmp_path / "whole.pth")
@@ -87,17 +88,15 @@ def test_dcps_files_for_hugging_face(tmp_path: Path) -> None:
     """Whole, with its index, they are imported; of shards the error has the lines that make a whole file."""
     state = get_model_state_dict(sharded(), options=StateDictOptions(full_state_dict=True))
     writer = HuggingFaceStorageWriter(str(tmp_path / "whole"), fqn_to_index_mapping=dict.fromkeys(state, 1))
-    dcp.save(state, storage_writer=writer)
+    save(state, storage_writer=writer)
     require_same(imported(tmp_path / "whole"))
     shards = tmp_path / "shards"
-    dcp.save(
-        get_model_state_dict(sharded()), storage_writer=HuggingFaceStorageWriter(str(shards), save_distributed=True)
-    )
+    save(get_model_state_dict(sharded()), storage_writer=HuggingFaceStorageWriter(str(shards), save_distributed=True))
     (first,) = shards.iterdir()
     with pytest.raises(BundleInvalid, match=r"shards has the shards of .*; torch\.save\(state, FILE\)"):
         imported(shards)
     loaded = copy.deepcopy(NETWORK)
-    dcp.load(loaded, storage_reader=HuggingFaceStorageReader(str(shards)))
+    load(loaded, storage_reader=HuggingFaceStorageReader(str(shards)))
     torch.save(loaded, tmp_path / "loaded.pth")
     require_same(imported(tmp_path / "loaded.pth"))
     shutil.copy(first, shards / first.name.replace("shard-00001", "shard-00002"))
