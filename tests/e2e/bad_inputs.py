@@ -20,8 +20,10 @@ from model.reference import REFERENCE_PICTURE
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as oip
 from tests.service.frontend.rest_server import oversized_png
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "TIFF")
 TASKS = ("classify", "detect", "segment")
+OTHER_PATHS = ("/analyze", "/embed", "/compat/deepstack/v1/vision/detection")
+"""They take the bytes of an image as well."""
 MODEL = "convmlp_pets_breed"
 INFER = f"/v2/models/{MODEL}/infer"
 LABELS = "labels"
@@ -100,6 +102,8 @@ def http_inputs() -> Iterator[HttpInput]:
         task = TASKS[position % len(TASKS)]
         yield HttpInput(f"{task}: {name}", f"/{task}", data, may_pass=may_pass)
         yield HttpInput(f"Hugging Face {task}: {name}", f"/compat/huggingface/{task}", data, may_pass=may_pass)
+        other = OTHER_PATHS[position % len(OTHER_PATHS)]
+        yield HttpInput(f"{other}: {name}", other, data, may_pass=may_pass)
     for task, query in bad_queries():
         yield HttpInput(f"{task}?{query}", f"/{task}?{query}", image)
     for document in bad_documents(text):
@@ -260,6 +264,7 @@ def raw_inputs() -> Iterator[RawInput]:
         "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(50),
         "an HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "another version": b"GET / HTTP/9.9\r\n" + host + b"\r\n",
+        "HTTP/2 in words": b"GET /livez HTTP/2.0\r\n" + host + b"\r\n",
         "no path": b"GET  HTTP/1.1\r\n" + host + b"\r\n",
         "a method of bytes": b"\xff\xfe / HTTP/1.1\r\n" + host + b"\r\n",
         "a header without a colon": b"GET /livez HTTP/1.1\r\n" + host + b"nothing\r\n\r\n",
