@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from benchmarks.tail.simulation import Curve, Policy, shape_of
 from service.settings import Settings
 from service.worker.admission import LatencyEstimator
 from service.worker.batching import BatchSizeLimits
-from service.worker.queue import JobQueue
+from service.worker.queue import LEAD_S, FairShares, JobQueue
 from service.worker.scheduling import Scheduler
 from service.worker.types import Job, RunningBatch
 
@@ -17,11 +18,18 @@ MakePolicy = Callable[[Mapping[str, Curve], int], Policy]
 
 
 class Ours:
-    """This service's scheduler, with what a worker has measured when it is ready."""
+    """This service's scheduler, with what a worker has measured when it is ready.
 
-    def __init__(self, curves: Mapping[str, Curve], lanes: int) -> None:
+    `lead_s`: by how much a model may be ahead of its share. `overlaps`: short batches may run beside long ones.
+    """
+
+    def __init__(
+        self, curves: Mapping[str, Curve], lanes: int, *, lead_s: float = LEAD_S, overlaps: bool = True
+    ) -> None:
         settings = Settings.model_construct()
         self._queue = JobQueue(10**6, 10**12)
+        self._queue.shares = FairShares({}, lead_s)
+        self._overlaps = overlaps
         self._latency = LatencyEstimator()
         limits = BatchSizeLimits(settings.max_batch_images, settings.max_batch_mpx * 10**6)
         self._scheduler = Scheduler(self._queue, limits, self._latency, lanes, lanes)
@@ -37,7 +45,7 @@ class Ours:
     def next(self, free: int, running: Sequence[RunningBatch], now_s: float) -> RunningBatch | None:
         if free:
             batch = self._scheduler.next(free, running, now_s)
-        elif any(one.overlaps for one in running):
+        elif not self._overlaps or any(one.overlaps for one in running):
             return None
         else:
             batch = self._scheduler.overlapping(running, now_s)
@@ -124,5 +132,7 @@ def policies(models: int) -> dict[str, MakePolicy]:
         "up to 4, after at most 2 ms": bounded(4, wait_s=0.002, wanted=4),
     }
     if models > 1:
+        made["this service with models by turns"] = partial(Ours, lead_s=0.0)
+        made["this service without overlaps"] = partial(Ours, overlaps=False)
         made |= {f"the shortest first, up to {images}": bounded(images, shortest=True) for images in (4, 8)}
     return made

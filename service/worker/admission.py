@@ -221,7 +221,7 @@ class Admission:
         return answered_s
 
     def _overlapping_s(self, shape: Shape, image_s: float, deadline_s: float) -> float:
-        """As `_answered_s`, where the job overlaps the running batches after those of its model; inf: it cannot."""
+        """As `_answered_s`, if the job overlaps the running batches after those of its model; infinity: it cannot."""
         now_s = self._clock()
         if not 0.0 < image_s <= overlap_s(self._running, now_s):
             return math.inf

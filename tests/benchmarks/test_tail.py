@@ -38,7 +38,7 @@ def test_a_curve_is_a_line_between_measured_sizes() -> None:
 
 
 @pytest.mark.parametrize("load", [0.5, 0.8])
-def test_one_lane_waits_as_queueing_theory_says(load: float) -> None:
+def test_one_lane_waits_as_in_queueing_theory(load: float) -> None:
     """Without batches and decoding one lane is an M/D/1 queue, whose mean wait is known (Pollaczek, Khinchine)."""
     service_s = 0.01
     curve = Curve({1: service_s}, lone_s=service_s, decode_s=0.0)
@@ -74,7 +74,7 @@ def test_the_capacity_is_that_of_the_fastest_batches() -> None:
 
 
 def test_a_short_request_does_not_wait_for_long_ones() -> None:
-    """This service runs a short request beside two long ones; in order of arrival it waits for the first of them."""
+    """This service runs a short request beside two long ones; by order of arrival it waits for one of them."""
     curves = {"m": STEADY, "n": SLOW}
     requests = [Request(0, "n", 0.0), Request(1, "n", 0.0), Request(2, "m", 0.3)]
     ours = Simulation(curves, 2, Ours(curves, 2), requests).run()
