@@ -70,11 +70,9 @@ def pytest_unconfigure() -> None:
 SERIAL = (
     "compose",
     "gpu",
-    # The best sizes of batches are measured: they need all cores.
-    "e2e/test_batches.py",
-    # Memory and rates are measured.
+    # Rates, and the lag of an event loop, are measured.
     "service/cli/test_bench.py",
-    "service/frontend/test_largest_load.py",
+    "service/frontend/test_largest_bodies.py",
 )
 SLOW = (
     "model/training",

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from prometheus_client import CollectorRegistry
@@ -58,6 +59,12 @@ from service.worker.state_folder import StateFolder
 from service.worker.tuning import BestBatch
 from service.worker.worker import Worker
 from tests.model.batches import segment_output
+from tests.waiting import PATIENCE_S
+
+REQUEST_S = 2 * PATIENCE_S
+"""A request's time, where a test does not set it: a test may start a process while the device holds a request."""
+HELD_S = 2 * REQUEST_S
+"""No test holds the device for longer, unless it forgot it."""
 
 TINY_BACKBONE = ConvMLPSpec(
     tokenizer_channels=8, conv_blocks=1, stage_channels=(8, 16, 24), stage_depths=(1, 1, 1), mlp_ratios=(2, 2, 2)
@@ -244,7 +251,7 @@ class FakeRunner:
     def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         self._read_now += 1
         self.most_read_at_once = max(self.most_read_at_once, self._read_now)
-        assert self.reading.wait(timeout=60), "a test left reading held"
+        assert self.reading.wait(HELD_S), "a test left reading held"
         self._read_now -= 1
         if bundle.config.name in self.damaged:
             raise BundleInvalid(f"bundle {bundle.folder}: the weights do not fit")
@@ -286,7 +293,7 @@ class FakeRunner:
 
     def _answer(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
         config = self.slots[slot].config
-        assert self.unblocked.wait(timeout=60), "a test left the device blocked"
+        assert self.unblocked.wait(HELD_S), "a test left the device blocked"
         if self.takes is not None:
             self.takes(config.name, len(batch), lanes)
         if self.memory_images is not None and len(batch) > self.memory_images:
@@ -328,6 +335,11 @@ class FakeWorker:
     registry: CollectorRegistry
     stop: asyncio.Event
     store: Path
+
+
+def fake_settings(**overrides: Any) -> Settings:  # noqa: ANN401
+    """Settings of a front-end and its worker, whose device is a fake."""
+    return Settings(**{"heartbeat_interval_ms": 50, "request_timeout_ms": round(REQUEST_S * 1000), **overrides})
 
 
 @asynccontextmanager

@@ -17,7 +17,7 @@ from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
 from service.settings import Settings
-from tests.fakes import FakeWorker, fake_worker
+from tests.fakes import FakeWorker, fake_settings, fake_worker
 from tests.ports import closed_port
 from tests.service.frontend.grpc_server import serving
 from tests.waiting import PATIENCE_S
@@ -66,7 +66,7 @@ def open_service(**overrides: Any) -> Iterator[LocalService]:  # noqa: ANN401
     """A service that is ready. `overrides` replaces settings."""
     with (
         start_blocking_portal(name="service") as portal,
-        portal.wrap_async_context_manager(_open(Settings(heartbeat_interval_ms=50, **overrides))) as service,
+        portal.wrap_async_context_manager(_open(fake_settings(**overrides))) as service,
     ):
         yield service
 

@@ -13,7 +13,8 @@ import pytest
 from convmlp.v1 import vision_pb2 as pb
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from tests.compose.stack import SERVICES, Stack, running
-from tests.service.frontend.test_largest_load import REQUESTS, TIMEOUT_S, largest_picture
+from tests.service.frontend.largest_load import TIMEOUT_S, largest_picture
+from tests.service.frontend.test_largest_load import REQUESTS
 
 LIMITS = {"CONVMLP_FRONTEND_MEMORY": "1g", "CONVMLP_WORKER_MEMORY": "2g"}
 """Half of a front-end's default, and an eighth of a worker's."""

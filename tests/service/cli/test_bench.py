@@ -85,13 +85,18 @@ async def test_errors_are_counted_by_kind(rest: Rest, tmp_path: Path) -> None:
     assert ran.lines[-1].endswith("failed (unsupported-format)")
 
 
-@pytest.mark.parametrize("task", ["classify", "detect", "segment"])
-async def test_a_grpc_url_is_called_over_grpc(rest: Rest, grpc_url: str, task: str) -> None:
+@pytest.mark.parametrize(
+    ("task", "flags", "loops"),
+    [("classify", (), [1, 8, 32]), ("detect", ("--concurrency", "2"), [2]), ("segment", ("--concurrency", "2"), [2])],
+)
+async def test_a_grpc_url_is_called_over_grpc(
+    rest: Rest, grpc_url: str, task: str, flags: tuple[str, ...], loops: list[int]
+) -> None:
     """A `grpc://` URL sends nothing over REST. The default is three closed loops."""
-    ran = await convmlp("bench", "--url", grpc_url, "--task", task, "--json", *SHORT)
+    ran = await convmlp("bench", "--url", grpc_url, "--task", task, "--json", *SHORT, *flags)
     assert ran.status == 0
     measured = json.loads(ran.out)["measured"]
-    assert [one["concurrency"] for one in measured] == [1, 8, 32]
+    assert [one["concurrency"] for one in measured] == loops
     assert all(one["answers_per_second"] > 0 and not one["failed"] for one in measured)
     assert await requests_of(rest, task) == 0
 

@@ -16,7 +16,7 @@ from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
 from service.settings import Settings
-from tests.fakes import FakeWorker, fake_worker
+from tests.fakes import FakeWorker, fake_settings, fake_worker
 from tests.service.frontend.grpc_server import Rpc, open_rpc_at
 from tests.waiting import until
 
@@ -42,7 +42,7 @@ class PairAtWork(Pair):
 @asynccontextmanager
 async def open_pair(**overrides: Any) -> AsyncIterator[PairAtWork]:  # noqa: ANN401
     """Front-ends that are ready, and their worker; settings have the given `overrides`."""
-    settings = Settings(heartbeat_interval_ms=50, **overrides)
+    settings = fake_settings(**overrides)
     async with fake_worker(settings) as worker, open_pair_at(worker.address, settings) as pair:
         await until(lambda: pair.ready)
         try:

@@ -23,7 +23,7 @@ from service.frontend.grpc.server import KeepAlive, listen_at, serve_until
 from service.frontend.grpc_main import create_rpc
 from service.process import hold_port
 from service.settings import Settings
-from tests.fakes import FakeWorker, fake_worker
+from tests.fakes import FakeWorker, fake_settings, fake_worker
 from tests.waiting import PATIENCE_S, until
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ async def open_rpc(
     **overrides: Any,  # noqa: ANN401
 ) -> AsyncIterator[RpcWithWorker]:
     """A front-end that is ready, and its worker, which serves `more`, too; `overrides` are settings."""
-    settings = Settings(heartbeat_interval_ms=50, **overrides)
+    settings = fake_settings(**overrides)
     async with fake_worker(settings, more=more) as worker:
         settings = settings.with_changes(worker_address=worker.address)
         async with (

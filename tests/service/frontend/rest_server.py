@@ -26,7 +26,7 @@ from service.frontend.core.frontend import open_front_end
 from service.frontend.http.server import serve
 from service.frontend.http_main import create_app
 from service.settings import Settings
-from tests.fakes import FakeWorker, fake_worker
+from tests.fakes import FakeWorker, fake_settings, fake_worker
 from tests.waiting import PATIENCE_S, until
 
 
@@ -73,7 +73,7 @@ async def open_rest(
 
     The worker serves a fake model for each of `tasks`, and `more` after them.
     """
-    base = Settings(heartbeat_interval_ms=50, **overrides)
+    base = fake_settings(**overrides)
     async with fake_worker(base, tasks=tasks, more=more) as worker:
         address = worker.address if with_worker else f"{worker.address}-nobody"
         settings = base.with_changes(worker_address=address)

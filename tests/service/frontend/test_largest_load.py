@@ -1,63 +1,38 @@
-"""The memory and the event loop of a front-end process under the largest load that its settings allow."""
+"""The memory of a front-end process under the largest load that its settings allow."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import signal
-import struct
-import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import grpc
-import httpx2
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
-from prometheus_client.parser import text_string_to_metric_families
 
 from convmlp.v1 import vision_pb2 as pb
 from model.containers.isobmff import box
-from service.observability.event_loop import REPORT_S
-from service.settings import Settings
 from tests.e2e.convmlp_process import RunningService, started
 from tests.fakes import fake_worker
 from tests.model import heif_files
 from tests.model.picture_files import PHOTO, encoded
 from tests.service.frontend.grpc_server import health_of, stub_of
+from tests.service.frontend.largest_load import FILE_BYTES, SETTINGS, TIMEOUT_S, front_end_process, largest_picture
 
 if TYPE_CHECKING:
     from convmlp.v1.vision_pb2_grpc import VisionAsyncStub
 
-SETTINGS = Settings(heartbeat_interval_ms=50)
-SIDE = 8000
-"""Of a square picture with as many pixels as the default limit."""
-FILE_BYTES = 19 << 20
-"""Nearly as many as the default limit."""
 REQUESTS = ("/classify", "/segment?view=labelmap", "/classify", "/detect") * 3
 """One body more than fits into the default limit of all, at least."""
 LIMIT_BYTES = 10**9
-LIMIT_S = 0.5
-"""Of the event loop's lag: that of the alert."""
-TIMEOUT_S = 240.0
 TILE, TILES = 512, 12
 """The side of a tile in pixels, and tiles in a row and in a column."""
 CALLS, STREAMS, OF_STREAM = 24, 8, 2
 """Messages of gRPC that are sent at once: on connections of their own, and on streams."""
 OK, RESOURCE_EXHAUSTED = (code.value[0] for code in (grpc.StatusCode.OK, grpc.StatusCode.RESOURCE_EXHAUSTED))
-
-
-def largest_picture() -> bytes:
-    """A grey PNG of `SIDE` x `SIDE` pixels and about `FILE_BYTES` bytes, most of which are a comment."""
-    deflate = zlib.compressobj(1)
-    row = bytes(1 + SIDE)
-    pixels = b"".join([*(deflate.compress(row) for _ in range(SIDE)), deflate.flush()])
-    header = struct.pack(">IIBBBBB", SIDE, SIDE, 8, 0, 0, 0, 0)
-    comment = b"Comment\0" + bytes(FILE_BYTES)
-    chunks = ((b"IHDR", header), (b"tEXt", comment), (b"IDAT", pixels), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(kind, data) for kind, data in chunks)
 
 
 def largest_in_tiles(kind: str) -> bytes:
@@ -68,39 +43,6 @@ def largest_in_tiles(kind: str) -> bytes:
     side = TILE * TILES
     data = heif_files.grid_of(tile, TILES, TILES, side, side)
     return data + box(b"free", bytes(FILE_BYTES - len(data)))
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-
-def largest_bodies(picture: bytes) -> dict[str, tuple[str, dict[str, Any]]]:
-    """By kind: a path, and what is posted there, nearly as long as the default limit of a body allows."""
-    text = base64.b64encode(picture).decode()
-    encoded = {"name": "image", "datatype": "BYTES", "shape": [2], "data": [text, text]}
-    pixels = {"name": "image", "datatype": "UINT8", "shape": [1, 1000, 1000, 3], "data": [7] * 3_000_000}
-    infer = "/v2/models/fake_classify/infer"
-    return {
-        "bytes": ("/classify", {"content": picture}),
-        "form": ("/classify", {"files": [("image", picture)] * 3}),
-        "JSON": ("/classify", {"json": {"images": [text, text]}}),
-        "Hugging Face": ("/compat/huggingface/classify", {"json": {"inputs": text}}),
-        "Open Inference": (infer, {"json": {"inputs": [encoded]}}),
-        "Open Inference, numbers": (infer, {"json": {"inputs": [pixels]}}),
-    }
-
-
-@asynccontextmanager
-async def front_end_process() -> AsyncIterator[tuple[RunningService, httpx2.AsyncClient]]:
-    """A REST process with eight threads and the default limits, ready, and a client of it."""
-    async with fake_worker(SETTINGS) as worker:
-        flags = ("--worker-address", worker.address, "--http-port", "0", "--prepare-threads", "8")
-        with started("rest", *flags, "--request-timeout-ms", str(int(TIMEOUT_S * 1000)), fresh=True) as process:
-            url = (await asyncio.to_thread(process.wait_for, "listening"))["url"]
-            async with httpx2.AsyncClient(base_url=url, timeout=TIMEOUT_S) as client:
-                while not (await client.get("/readyz")).is_success:
-                    await asyncio.sleep(0.05)
-                yield process, client
 
 
 @pytest.mark.parametrize("kind", ["png", "heic", "avif"])
@@ -173,16 +115,3 @@ async def grpc_process() -> AsyncIterator[tuple[RunningService, list[grpc.aio.Ch
                 # Here and not by `started`, for the worker lives in this event loop.
                 process.process.send_signal(signal.SIGTERM)
                 assert await asyncio.to_thread(process.process.wait, 60) == 0
-
-
-async def test_the_largest_bodies_leave_the_event_loop_free() -> None:
-    """Whatever the form of a body, its parsing and the decoding of its pictures do not hold up other requests."""
-    async with front_end_process() as (_, client):
-        for kind, (path, body) in largest_bodies(largest_picture()).items():
-            reply = await client.post(path, **body)
-            assert reply.status_code == 200, (kind, reply.text)
-        await asyncio.sleep(1.5 * REPORT_S)  # the lag of these requests is reported by then
-        text = (await client.get("/metrics")).text
-        samples = [one for family in text_string_to_metric_families(text) for one in family.samples]
-        (lag_s,) = [one.value for one in samples if one.name == "convmlp_event_loop_lag_seconds"]
-        assert lag_s < LIMIT_S

@@ -19,8 +19,7 @@ import numpy.typing as npt
 
 from service.frontend.api.oip.generated import grpc_predict_v2_pb2 as pb
 from service.frontend.api.oip.generated.grpc_predict_v2_pb2_grpc import GRPCInferenceServiceStub
-from service.settings import Settings
-from tests.fakes import FakeWorker, fake_instances, fake_worker
+from tests.fakes import FakeWorker, fake_instances, fake_settings, fake_worker
 from tests.service.frontend.both_transports import Pair, open_pair_at
 from tests.waiting import until
 
@@ -207,7 +206,7 @@ class OipFrontEnds:
 @asynccontextmanager
 async def open_oip(**overrides: Any) -> AsyncIterator[OipFrontEnds]:  # noqa: ANN401
     """Front-ends of the three fake models and a detector with masks; `overrides` are settings."""
-    settings = Settings(heartbeat_interval_ms=50, **overrides)
+    settings = fake_settings(**overrides)
     async with (
         fake_worker(settings, more=[fake_instances()]) as worker,
         open_pair_at(worker.address, settings) as pair,
