@@ -7,11 +7,14 @@ import socket
 from dataclasses import dataclass
 
 import grpc
+import structlog
 
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import Health
-from service.process import address_of, connection_limit
+from service.process import address_of, connection_limit, host_port
 from service.settings import Settings
+
+log = structlog.get_logger(__name__)
 
 EXTRA_BYTES = 4 * 2**20
 """A message this much over the limit still gets this service's own error. gRPC itself refuses longer ones by their
@@ -24,6 +27,9 @@ MAX_OPTION = 2**31 - 1
 """The largest number gRPC accepts; no protobuf message is longer."""
 ABORT_S = 2.0
 """Time to send the status of calls that outlast the drain."""
+
+LOOPBACKS = {"0.0.0.0": ("127.0.0.1",), "::": ("127.0.0.1", "::1")}
+"""Of each address that stands for all interfaces. The kernel prefers the listener at the narrower address."""
 
 COMPRESSION = {
     "none": grpc.Compression.NoCompression,
@@ -55,13 +61,15 @@ def create_server(settings: Settings, drain: Drain, keep_alive: KeepAlive | None
 
 
 def _options(settings: Settings, keep_alive: KeepAlive) -> list[tuple[str, int]]:
+    listeners = 1 + len(LOOPBACKS.get(settings.host, ()))
     options = [
         # This also limits a decompressed message.
         ("grpc.max_receive_message_length", max(settings.max_request_bytes, settings.max_image_bytes) + EXTRA_BYTES),
         # The request's parameters, which have limits, bound the reply.
         ("grpc.max_send_message_length", -1),
-        # Further ones are closed at once. gRPC calls this experimental; a test fails if it no longer works.
-        ("grpc.max_allowed_incoming_connections", connection_limit(settings.max_connections)),
+        # Of each listener. Further ones are closed at once. gRPC calls this experimental; a test fails if it no longer
+        # works.
+        ("grpc.max_allowed_incoming_connections", connection_limit(listeners * settings.max_connections) // listeners),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
         ("grpc.max_connection_idle_ms", IDLE_MS),
         ("grpc.max_concurrent_streams", settings.max_in_flight),
@@ -84,17 +92,24 @@ def _options(settings: Settings, keep_alive: KeepAlive) -> list[tuple[str, int]]
 def listen_at(server: grpc.aio.Server, held: socket.socket, credentials: grpc.ServerCredentials | None) -> str:
     """Listen at the port that `held` reserves (see `service.process.hold_port`). Returns its address, `HOST:PORT`.
 
+    Where it is that of all interfaces, the loopback interface has a listener of its own, and so a limit of connections
+    of its own, which callers on other machines cannot reach: probes inside of a container are answered.
+
     Raises:
         OSError: the port cannot be used.
     """
-    address = address_of(held)
-    try:
-        if credentials is None:
-            server.add_insecure_port(address)
-        else:
-            server.add_secure_port(address, credentials)
-    except RuntimeError as error:
-        raise OSError(str(error)) from error
+    address, port = address_of(held), held.getsockname()[1]
+    own = [host_port(host, port) for host in LOOPBACKS.get(held.getsockname()[0], ())]
+    for one in (address, *own):
+        try:
+            if credentials is None:
+                server.add_insecure_port(one)
+            else:
+                server.add_secure_port(one, credentials)
+        except RuntimeError as error:
+            if one == address:
+                raise OSError(str(error)) from error
+            log.warning("no connections are kept for probes", address=one, error=str(error))
     return address
 
 

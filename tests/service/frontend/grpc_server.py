@@ -143,7 +143,7 @@ async def serving(
     """The gRPC server of a front-end."""
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, keep_alive)
     stop = asyncio.Event()
-    with hold_port("127.0.0.1", 0) as held:
+    with hold_port(settings.host, 0) as held:
         address = listen_at(rpc.server, held, credentials)
         await rpc.server.start()
         ended = asyncio.create_task(serve_until(stop, rpc.server, rpc.health, rpc.drain, drain_timeout_s))

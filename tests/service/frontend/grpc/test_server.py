@@ -272,6 +272,22 @@ async def test_connections_are_bounded() -> None:
                 await asyncio.sleep(0.01)
 
 
+async def test_the_loopback_interface_keeps_connections_for_probes() -> None:
+    """At the limit of connections from elsewhere, a container's own probes are answered on new connections, as often as
+    they come; there they are bounded alone."""
+    async with open_rpc(host="0.0.0.0", max_connections=2) as rpc:
+        port = int(rpc.address.rpartition(":")[2])
+        elsewhere = [await asyncio.open_connection("127.0.0.2", port) for _ in range(2)]
+        for reader, _ in elsewhere:
+            assert await reader.read(1)
+        beyond, writer = await asyncio.open_connection("127.0.0.2", port)
+        assert await beyond.read() == b""
+        for _ in range(5):
+            assert await _is_served(f"127.0.0.1:{port}")
+        for one in (writer, *(one for _, one in elsewhere)):
+            one.close()
+
+
 async def _is_served(address: str) -> bool:
     options = [("grpc.use_local_subchannel_pool", 1)]
     async with grpc.aio.insecure_channel(address, options) as channel:
