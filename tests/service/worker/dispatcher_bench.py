@@ -126,12 +126,15 @@ class HeldBatches:
 
     def __init__(self, it: DispatcherBench) -> None:
         self._released: list[threading.Event] = []
+        self.images: list[int] = []
+        """Of each batch."""
         self._lock = threading.Lock()
         it.runner.takes = self._wait
 
     def _wait(self, model: str, images: int, lanes: int) -> None:  # noqa: ARG002
         with self._lock:
             released = threading.Event()
+            self.images.append(images)
             self._released.append(released)
         assert released.wait(timeout=60), "a test left a batch on the device"
 
