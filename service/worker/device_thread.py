@@ -23,20 +23,12 @@ class DeviceThread(Executor):
     def __init__(self, name: str) -> None:
         self._calls: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
         self._closed = False
-        self._system_thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._system_thread.start()
+        self.post: Callable[[Callable[[], object]], None] = self._calls.put
+        """Make a call in the thread. It must not raise. Raises RuntimeError: the thread is closed."""
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
         # The interpreter ends after the present call: it would take down a thread in the middle of the device's code.
         atexit.register(self.shutdown)
-
-    def post(self, call: Callable[[], object]) -> None:
-        """Make a call in the thread. It must not raise.
-
-        Raises:
-            RuntimeError: the thread is closed.
-        """
-        if self._closed:
-            raise RuntimeError("the thread of the device is closed")
-        self._calls.put(call)
 
     def submit(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """See `Executor.submit`."""
@@ -58,12 +50,16 @@ class DeviceThread(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: ARG002
         """End after the calls that were made. See `Executor.shutdown`."""
         if not self._closed:
-            self._closed = True
+            self._closed, self.post = True, _refuse
             self._calls.put(None)
         if wait:
-            self._system_thread.join()
+            self._thread.join()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
             del call  # an idle thread keeps nothing alive
+
+
+def _refuse(_: Callable[[], object]) -> None:
+    raise RuntimeError("the thread of the device is closed")

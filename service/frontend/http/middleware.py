@@ -183,18 +183,36 @@ class HttpRequest:
         return self._send(message)
 
     async def respond(self, body: bytes, media_type: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
-        """Answer 200 with a body that needs no charset. `headers` are more of them, names in lower case."""
+        """Answer 200 with a body that needs no charset. `headers` are more of them, names in lower case.
+
+        The head is written here. uvicorn's `send`, which checks each of its headers, does it where another server has
+        the connection, where it ended or is slow to read, or where an application around this one sees the messages.
+        """
         head = [*headers, (b"content-length", b"%d" % len(body)), (b"content-type", media_type.encode("latin-1"))]
-        if self._unread:
-            await self.send({"type": "http.response.start", "status": 200, "headers": head})
-            await self.send({"type": "http.response.body", "body": body})
-            return
-        self.started = True
-        self.record.reply_bytes = len(body)
-        head = self._head(200, head)
-        if not self._send_whole(head, body):
-            await self._send({"type": "http.response.start", "status": 200, "headers": head})
-            await self._send({"type": "http.response.body", "body": body})
+        connection, is_whole = self.connection, not self._unread
+        if is_whole:
+            self.started = True
+            self.record.reply_bytes = len(body)
+            head = self._head(200, head)
+            if isinstance(connection, BoundedHttp) and self._send == connection.cycle.send:
+                cycle = connection.cycle
+                if not (cycle.disconnected or connection.flow.write_paused):
+                    parts = [OK_LINE]
+                    for name, value in (*cycle.default_headers, *head):
+                        parts += (name, b": ", value, b"\r\n")
+                    parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+                    cycle.response_started = cycle.response_complete = True
+                    cycle.waiting_for_100_continue = False
+                    cycle.message_event.set()
+                    cycle.transport.write(b"".join(parts))
+                    cycle.transport.write(body)
+                    if not cycle.keep_alive:
+                        cycle.transport.close()
+                    cycle.on_response()
+                    return
+        send = self._send if is_whole else self.send
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": body})
 
     @property
     def predicts(self) -> bool:
@@ -238,32 +256,6 @@ class HttpRequest:
         if self._unread:
             head.append((b"connection", b"close"))
         return head
-
-    def _send_whole(self, head: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
-        """Send a whole answer of status 200, as uvicorn's `send` does by two messages and a check of each header.
-
-        Returns False where only `send` can: the connection is another server's, or is slow to read, or ended, or an
-        application around this one wants to see the messages.
-        """
-        connection = self.connection
-        if not isinstance(connection, BoundedHttp):
-            return False
-        cycle = connection.cycle
-        if self._send != cycle.send or cycle.disconnected or connection.flow.write_paused:
-            return False
-        parts = [OK_LINE]
-        for name, value in (*cycle.default_headers, *head):
-            parts += (name, b": ", value, b"\r\n")
-        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        cycle.message_event.set()
-        cycle.transport.write(b"".join(parts))
-        cycle.transport.write(body)
-        if not cycle.keep_alive:
-            cycle.transport.close()
-        cycle.on_response()
-        return True
 
     async def _send_last(self, message: Message) -> None:
         """The end of an answer to a body that was not read to its own end."""
