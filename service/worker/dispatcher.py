@@ -224,7 +224,8 @@ class Dispatcher:
     async def time_batch(self, job: Job, images: int, lanes: int = 1) -> float:
         """Run a batch that holds one job `images` times on so many lanes, without a reply; its seconds.
 
-        It waits until the lanes are free and no job waits, but no longer than `TRIAL_WAIT_S`. Other batches run beside it and between trials.
+        It waits until the lanes are free, and no job waits, but for that no longer than `TRIAL_WAIT_S`. Other batches
+        run beside it and between trials.
 
         Raises:
             OutOfDeviceMemory: the batch did not fit.

@@ -34,8 +34,8 @@ short ones."""
 STABLE_ROUNDS = 3
 """So many rounds in a row that change no choice end the measurement."""
 TOLERANCE = 0.05
-"""A size is as good as the fastest where an image takes at most this much longer; the smallest such size is taken, which
-answers soonest. So are lanes for a lone request: the fewest."""
+"""A size is as good as the fastest where an image takes at most this much longer. The smallest such size is taken, which
+answers soonest; for a lone request the fewest lanes."""
 WORSE = 0.15
 """A size at which an image takes this much longer than at the fastest ends the curve."""
 
@@ -43,18 +43,17 @@ log = structlog.get_logger(__name__)
 
 
 def best_of(curve: Mapping[int, float]) -> int:
-    """The smallest number of a curve (images → seconds of one, or lanes → seconds) that is about as fast as the fastest.
-    """
+    """The smallest number of a curve that is about as fast as the fastest: images → seconds of one, or lanes → seconds."""
     fastest = min(curve.values())
     return min(number for number, seconds in curve.items() if seconds <= fastest * (1 + TOLERANCE))
 
 
 def should_continue(curve: Mapping[int, float]) -> bool:
-    """Whether to try a larger batch. Small gains of each size add up, and there may be a bump before the fastest: a curve
-    ends where the last size is much slower than the fastest, or the last two are slower."""
+    """Whether to try a larger batch. Small gains of each size add up, and there may be a bump before the fastest: so a
+    curve ends where the last size is much slower than the fastest, or the last two are slower."""
     image_s = list(curve.values())
     slower = [seconds / min(image_s) - 1 for seconds in image_s[-2:]]
-    return not (slower and (slower[-1] > WORSE or len(image_s) > 2 and min(slower) > TOLERANCE))
+    return not (slower and (slower[-1] > WORSE or (len(image_s) > 2 and min(slower) > TOLERANCE)))
 
 
 class BestBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
