@@ -11,6 +11,7 @@ quartiles.
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ from model.predictor import Predictor, load_network
 from model.reference import ClassifyReference, reference_input, reference_params
 from model.spec import ClassifyPostSpec
 from model.types import Batch
+from service.process import COLLECT_AFTER
 
 CLASSES = 1000
 CPU = torch.device("cpu")
@@ -90,6 +92,13 @@ def plain_predictor(bundle: Bundle) -> Predictor:
     return Predictor(bundle, CPU, network=network)
 
 
+def collect_as_served() -> None:
+    """Let the garbage collector run as in the service, where what was loaded is not looked at again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECT_AFTER)
+
+
 def compare(plain: Predictor, served: Predictor, bundle: Bundle, size: int, rounds: int) -> Comparison:
     """Both predictors in turn, after a run of each that is not measured."""
     picture = reference_input(bundle.config.preprocessing)
@@ -111,6 +120,7 @@ def rows(name: str, spec: BackboneSpec, sizes: Sequence[int], rounds: int) -> li
         bundle = random_bundle(Path(folder), spec)
         plain = plain_predictor(bundle)
         selection = select_precision(bundle, CPU, load_network(bundle))
+    collect_as_served()
     return [
         _row(name, selection.precision, compare(plain, selection.predictor, bundle, size, rounds)) for size in sizes
     ]

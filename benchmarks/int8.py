@@ -18,7 +18,7 @@ from statistics import median, quantiles
 
 import torch
 
-from benchmarks.families import CPU, MODELS, Comparison, compare, random_bundle
+from benchmarks.families import CPU, MODELS, Comparison, collect_as_served, compare, random_bundle
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.precision import Precision, candidates, make_predictor
 from model.predictor import load_network
@@ -63,6 +63,7 @@ def main() -> None:
             plain, made = pair(name, Path(folder), arguments.models_dir)
             int8 = make_predictor(made, CPU, Precision.INT8, load_network(made))
             others = [(one, make_predictor(plain, CPU, one, load_network(plain))) for one in candidates(CPU)]
+        collect_as_served()
         quantisation = made.config.quantisation
         assert quantisation is not None
         for size in map(int, arguments.batches.split(",")):
