@@ -30,8 +30,8 @@ test: $(VENV)/.dev ## every test that needs no GPU and no Docker; ARGS="-k exif"
 test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: for before a commit
 	@$(SPREAD) $(ARGS) -m "not serial and not slow"
 
-test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KServe's, generated ones; in .clients/
-	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients $(ARGS)
+test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KServe's, generated ones, Lighthouse; in .clients/
+	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/browser/test_lighthouse.py $(ARGS)
 
 # An environment of its own, which has the packages of .venv as well: Ray brings fifty more.
 CLUSTER := .cluster/venv

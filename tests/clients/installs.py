@@ -56,7 +56,13 @@ PYTHON = {
     ],
 }
 """What each environment has."""
-NPM = {"@huggingface/inference": "4.13.30", "typescript": "5.9.3", "@types/node": "20.19.24"}
+NPM = {
+    "@grafana/schema": "13.2.3",
+    "@huggingface/inference": "4.13.30",
+    "@types/node": "20.19.24",
+    "lighthouse": "12.8.2",
+    "typescript": "5.9.3",
+}
 
 
 only_if_asked_for = pytest.mark.skipif(

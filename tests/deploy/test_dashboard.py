@@ -112,6 +112,13 @@ def test_every_query_is_answered(asked: PredictParams) -> None:
     assert wrong == []
 
 
+def test_annotations_are_alerts(asked: PredictParams) -> None:
+    """The query of the alerts that the graphs show is valid; a healthy service has none."""
+    annotations = json.loads(DASHBOARD.read_text())["annotations"]["list"]
+    (expression,) = (one["expr"] for one in annotations if "expr" in one)
+    assert all("alertname" in series["metric"] for series in asked.prometheus.instant(expression))
+
+
 def test_nothing_is_counted_twice_or_not_at_all(asked: PredictParams) -> None:
     """In each way to deploy, the sums over all scrapes are the requests and refusals that were sent."""
     prometheus, outcomes = asked.prometheus, asked.outcomes
