@@ -2,7 +2,7 @@
 # torch 2.13.0 on x86: onednn.qconv_pointwise has no GELU after the product, which onednn.qlinear_pointwise has.
 #
 # Both operators take the name of an activation that is computed in the same pass, `attr`. The linear one takes gelu; the
-# convolution refuses it when it runs, and takes relu, hardtanh, hardswish and swish. Nothing in the schemas says so. A network
+# convolution refuses it when it runs, and takes relu, hardtanh, hardswish and swish. The schemas do not show that. A network
 # with GELU behind int8 convolutions pays another pass over each output, or writes a 1x1 convolution as a linear layer.
 set -euo pipefail
 folder=$(mktemp -d)

@@ -146,7 +146,8 @@ class LocalCluster:
                 time.sleep(0.2)
             if process.poll() is None:
                 break
-            assert GAVE_UP in log.read_text() and attempt < START_ATTEMPTS - 1, log.read_text()
+            assert attempt < START_ATTEMPTS - 1, log.read_text()
+            assert GAVE_UP in log.read_text(), log.read_text()
         return LocalNode(address, http_port, process, log)
 
     def deploy(self, settings: ClusterSettings, image_s: float = 0.02) -> float:
