@@ -96,9 +96,9 @@ async def test_a_failed_batch_does_not_disturb_another_lane(bench: DispatcherBen
     for number, level in enumerate((13, 1, 2, 3)):
         bench.submit(number, level=level)
     await bench.until(lambda: len(held) == 2)
-    held.release(0)
+    held.release(held.number_of(13))
     await bench.until(lambda: len(held) == 3)  # the first of the two runs again, alone
-    held.release(1)
+    held.release(held.number_of(2))
     await bench.until(lambda: {2, 3} <= bench.results.keys())
     assert (bench.label(2), bench.label(3)) == (2, 3)
     await bench.until(lambda: len(held) == 4)
