@@ -122,12 +122,15 @@ class DispatcherBench:
 
 
 class HeldBatches:
-    """Holds each batch on the device. `release` ends the batches of these numbers, by their start, from 0."""
+    """Holds each batch on the device. `release` ends the batches of these numbers, by their start, from 0. Of those
+    that start at once on several lanes any may be the first."""
 
     def __init__(self, it: DispatcherBench) -> None:
         self._released: list[threading.Event] = []
         self.images: list[int] = []
         """Of each batch."""
+        self._levels: list[list[int]] = []
+        self._runner = it.runner
         self._lock = threading.Lock()
         it.runner.takes = self._wait
 
@@ -135,11 +138,16 @@ class HeldBatches:
         with self._lock:
             released = threading.Event()
             self.images.append(images)
+            self._levels.append(self._runner.levels.of_batch)
             self._released.append(released)
         assert released.wait(timeout=60), "a test left a batch on the device"
 
     def __len__(self) -> int:
         return len(self._released)
+
+    def number_of(self, level: int) -> int:
+        """The number of the first batch that has an input of this grey level."""
+        return next(number for number, levels in enumerate(self._levels) if level in levels)
 
     def release(self, *numbers: int) -> None:
         for number in numbers:
