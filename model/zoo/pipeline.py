@@ -34,7 +34,7 @@ Channels = tuple[float, float, float]
 Field = Literal["size", "interpolation", "normalisation", "score_threshold"]
 """What a pipeline consists of, and what a flag replaces."""
 FLAGS: dict[str, str] = {
-    "size": "--input-size (with --no-keep-ratio, or --resize and --crop)",
+    "size": "--input-size (or --resize and --crop)",
     "interpolation": "--interpolation",
     "normalisation": "--mean and --std",
     "score_threshold": "--score-threshold",
