@@ -12,6 +12,8 @@ from benchmarks.tail.measure import Answer, Load
 from benchmarks.tail.records import Batch, Pause, Records
 
 WORST = 10
+LATEST = 4
+"""Batches that are listed of those that ran before."""
 STAGES = ("client", "before decoding", "decode", "queue", "infer", "reply")
 """Until the request is sent; until a thread decodes it, with the ways to the front-end and to the worker; decoding;
 until its batch starts; its batch; until the answer is here."""
@@ -109,11 +111,18 @@ def worst_lines(found: Sequence[Story], began_s: float) -> list[str]:
             f"{batch.cpu_s * 1000:.1f}",
             str(batch.faults),
             str(batch.switches),
-            ", ".join(f"{one.images} x {one.slot} {one.seconds * 1000:.0f} ms" for one in story.before) or "-",
+            _before(story),
             ", ".join(f"{one.process} {one.seconds * 1000:.1f} ms" for one in story.pauses) or "-",
         ]
         rows.append("| " + " | ".join(cells) + " |")
     return rows
+
+
+def _before(story: Story) -> str:
+    """The latest batches that ran while the answer's job waited."""
+    latest = [f"{one.images} x {one.slot} {one.seconds * 1000:.0f} ms" for one in story.before[-LATEST:]]
+    more = len(story.before) - len(latest)
+    return ", ".join([f"{more} others", *latest] if more else latest) or "-"
 
 
 def disturbance_lines(records: Records, load: Load) -> list[str]:

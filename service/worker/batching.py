@@ -205,10 +205,10 @@ class Retries:
         """Everything that waits here."""
         return (*self.alone, *self.parts)
 
-    def on_batch_error(self, error: Exception, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
+    def on_batch_error(self, error: Exception, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
         """Keep the jobs of a failed batch for another try. Where its only job failed for good: the error to reply."""
         if isinstance(error, OutOfDeviceMemory):
-            return self._on_out_of_memory(jobs, had_all_lanes)
+            return self._on_out_of_memory(jobs, was_alone)
         shape, ids = jobs[0].shape, [job.request_id for job in jobs]
         log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
         if len(jobs) == 1:
@@ -216,12 +216,12 @@ class Retries:
         self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
         return None
 
-    def _on_out_of_memory(self, jobs: tuple[Job, ...], had_all_lanes: bool) -> ConvMLPError | None:
+    def _on_out_of_memory(self, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
         half = self._limits.halve(jobs[0].shape, len(jobs))
         if half:
             log.warning("out of device memory", model=jobs[0].shape.model, images=len(jobs), next_limit=half)
             self.parts.extend((jobs[:half], jobs[half:]))
-        elif had_all_lanes:
+        elif was_alone:
             return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
         else:  # other batches may have used the memory
             self.alone.append(jobs)

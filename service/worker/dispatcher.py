@@ -253,7 +253,8 @@ class Dispatcher:
         span = self._trace_batch(jobs, call) if self._tracing.on else NO_SPAN
         if isinstance(outputs, Exception):
             with within(span):
-                error = self._retries.on_batch_error(outputs, jobs, batch.lanes == self.executor.lanes)
+                was_alone = batch.lanes == self.executor.lanes and not batch.overlaps and not self._running
+                error = self._retries.on_batch_error(outputs, jobs, was_alone)
             if error is not None:
                 self._reply(jobs[0], JobResult(error, call.started_s - jobs[0].enqueued_s, infer_s), span)
             return

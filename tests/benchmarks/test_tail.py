@@ -157,6 +157,15 @@ def test_an_answer_is_matched_to_its_batch() -> None:
     assert stage_lines([story])[2].startswith("| p50 | 1.0 | 2.5 | 1.5 | 6.0 | 20.0 | 4.0 | 35.0 |")
 
 
+def test_only_the_latest_batches_before_are_listed() -> None:
+    """Of many batches before an answer's own, the table has the latest and the number of the others."""
+    own = batch(10.9, 0.02)
+    records = Records([*(batch(10.0 + at / 10, 0.09, images=1) for at in range(8)), own])
+    (story,) = stories([answer(10.0, 10.93, {"decode": 0.5, "queue": 890.0, "infer": 20.0})], records)
+    (row,) = worst_lines([story], 9.0)[2:]
+    assert "| 4 others, 1 x m#1 90 ms, 1 x m#1 90 ms, 1 x m#1 90 ms, 1 x m#1 90 ms |" in row
+
+
 def test_an_answer_without_its_batch_is_left_out() -> None:
     """A batch of another size, or one that began before the request was sent, is not taken instead."""
     records = Records([batch(10.010, 0.020, images=1), batch(9.99, 0.020)])

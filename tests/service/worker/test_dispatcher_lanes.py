@@ -157,6 +157,29 @@ async def test_a_short_job_does_not_wait_for_long_batches(bench: DispatcherBench
     await bench.until(lambda: len(bench.results) == 5)
 
 
+@pytest.mark.settings(models=["long", "short"], can_overlap=True)
+async def test_a_batch_that_overlaps_runs_alone_where_memory_is_short(bench: DispatcherBench) -> None:
+    """A job that found no memory beside a long batch runs again once the device is free, also on the only lane."""
+    await bench.trial(1.0, "long")
+    await bench.trial(0.01, "short")
+    held = HeldBatches(bench)
+    bench.submit(0, model="long")
+    await bench.until(lambda: len(held) == 1)
+    bench.runner.memory_images = 0
+    bench.submit(1, model="short")
+    await bench.until(lambda: len(held) == 2)
+    held.release(1)
+    await bench.until(lambda: bench.dispatcher.executor.can_overlap)
+    await bench.settle()
+    assert not bench.results
+    bench.runner.memory_images = None
+    held.release(0)
+    await bench.until(lambda: len(held) == 3)
+    held.release(2)
+    await bench.until(lambda: len(bench.results) == 2)
+    assert (bench.label(0), bench.label(1)) == (0, 0)
+
+
 @pytest.mark.parametrize(
     ("can_overlap", "long_s", "short_s"),
     [(False, 1.0, 0.01), (True, 1.0, 0.5), (True, 0.1, 0.01)],
