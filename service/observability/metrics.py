@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from model.errors import ConvMLPError
 from service.errors import ConnectionEnd, DeadlineExceeded, Overloaded, Refusal, Unavailable
+from service.observability.histograms import Histogram, Observations, exemplar_of
 
 METRICS_DIR = "CONVMLP_METRICS_DIR"
 """Environment variable: the folder in which the processes of one service share their metrics."""
@@ -44,9 +45,6 @@ GAUGE_MERGE: Mapping[str, Callable[[float, float], float]] = {
     GPU_INFO: max,
 }
 """What a gauge of several live processes is. Every gauge is listed."""
-
-Exemplar = dict[str, str]
-"""The ids of a trace."""
 
 _REQUEST_BUCKETS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _STAGE_BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -97,24 +95,22 @@ class FrontEndMetrics:
             buckets=_REQUEST_BUCKETS,
         )
 
-        def of_requests(transport: str, task: str, model: str, outcome: str) -> tuple[Counter, tuple[Histogram, ...]]:
+        def of_requests(
+            transport: str, task: str, model: str, outcome: str
+        ) -> tuple[Counter, tuple[Observations, ...]]:
             durations = [duration.labels(transport, task)]
             if model and outcome == "ok":  # refusals are fast, and would flatter a model
                 durations.append(by_model.labels(model))
             return requests.labels(transport, task, model, outcome), tuple(durations)
 
-        self.requests: Children[tuple[str, str, str, str], tuple[Counter, tuple[Histogram, ...]]] = Children(
+        self.requests: Children[tuple[str, str, str, str], tuple[Counter, tuple[Observations, ...]]] = Children(
             lambda labels: of_requests(*labels)
         )
         """Counter and durations of requests by transport, task, model and outcome."""
         stage = _stage_histogram(registry)
-        self.stages: Children[tuple[str, str], Histogram] = Children(lambda labels: stage.labels(*labels))
+        self.stages: Children[tuple[str, str], Observations] = Children(lambda labels: stage.labels(*labels))
         """By stage and task."""
-        self.in_flight = Gauge(
-            "convmlp_in_flight_requests",
-            "Images in progress",
-            registry=registry,
-        )
+        self.in_flight = Gauge("convmlp_in_flight_requests", "Images in progress", registry=registry)
         self._in_flight_limit = Gauge(
             "convmlp_in_flight_limit",
             "Limit of images in progress; further ones are rejected",
@@ -199,11 +195,13 @@ class FrontEndMetrics:
         fetch_duration = Histogram(
             "convmlp_fetch_duration_seconds",
             "Time to fetch a picture by its URL, including the wait for other fetches, for all outcomes",
+            [],
             registry=registry,
             buckets=_REQUEST_BUCKETS,
         )
         self._fetches: Children[str, Counter] = Children(fetches.labels)
-        self._fetch_duration = fetch_duration
+        self._fetch_duration = fetch_duration.labels()
+        self._histograms = (duration, by_model, stage, fetch_duration)
         # Under a supervisor, the supervisor counts restarts; samples of all processes are summed.
         self._restarts = None if METRICS_DIR in os.environ else restart_counter(registry)
 
@@ -220,6 +218,8 @@ class FrontEndMetrics:
 
     def event_loop_lag(self, seconds: float) -> None:
         self._lag.set(seconds)
+        for histogram in self._histograms:
+            histogram.count()
 
     def rejected(self, reason: Refusal) -> None:
         self._rejected.labels(reason).inc()
@@ -248,7 +248,7 @@ class FrontEndMetrics:
     def fetched(self, outcome: str, seconds: float) -> None:
         """Count a picture named by URL: `ok`, `cancelled`, or the code of the error in its place."""
         self._fetches[outcome].inc()
-        self._fetch_duration.observe(seconds)
+        self._fetch_duration.add((seconds, None))
 
     def workers_up(self, up: int, total: int) -> None:
         self._worker_up.set(up == total)
@@ -271,9 +271,9 @@ class FrontEndMetrics:
 class _ModelMetrics:
     """A model's metrics. Looking them up by label each time takes longer than counting."""
 
-    queue: Histogram
-    infer: Histogram
-    batch_size: Histogram
+    queue: Observations
+    infer: Observations
+    batch_size: Observations
     images: Counter
     busy: Counter
     not_finite: Counter
@@ -293,6 +293,7 @@ class WorkerMetrics:
             registry=registry,
             buckets=_BATCH_BUCKETS,
         )
+        self._histograms = (self._stage, self._batch_size)
         self._images = Counter(
             "convmlp_images",
             "Images that the network processed, including the worker's own checks",
@@ -373,22 +374,23 @@ class WorkerMetrics:
         self._gpu.labels(uuid, name, device).set(1)
 
     def batch(
-        self, model: str, images: int, seconds: float, part: float = 1.0, exemplar: Exemplar | None = None
+        self, model: str, images: int, seconds: float, part: float = 1.0, ids: dict[str, str] | None = None
     ) -> None:
-        """A batch of `images` ran for `seconds` on this part (0 to 1) of the device. `exemplar` is of its own trace."""
+        """A batch of `images` ran for `seconds` on this part (0 to 1) of the device. `ids`: of its own trace."""
         metrics = self._models[model]
-        metrics.batch_size.observe(images)
+        metrics.batch_size.add((images, None))
         metrics.images.inc(images)
         metrics.busy.inc(seconds * part)
+        observed = seconds, None if ids is None else exemplar_of(ids, seconds)
         for _ in range(images):  # each image took as long as its batch
-            metrics.infer.observe(seconds, exemplar)
+            metrics.infer.add(observed)
 
     def not_finite(self, model: str) -> None:
         """An output had NaN or infinity."""
         self._models[model].not_finite.inc()
 
-    def waited(self, model: str, seconds: float, exemplar: Exemplar | None = None) -> None:
-        self._models[model].queue.observe(seconds, exemplar)
+    def waited(self, model: str, seconds: float, ids: dict[str, str] | None = None) -> None:
+        self._models[model].queue.add((seconds, None if ids is None else exemplar_of(ids, seconds)))
 
     def queue(self, model: str, images: int, pixels: int) -> None:
         """Set the gauges of the queue: the waiting images of one model, and the waiting pixels of all models."""
@@ -400,6 +402,8 @@ class WorkerMetrics:
 
     def event_loop_lag(self, seconds: float) -> None:
         self._lag.set(seconds)
+        for histogram in self._histograms:
+            histogram.count()
 
     def queue_limits(self, images: int, pixels: int) -> None:
         self._limit.set(images)

@@ -21,6 +21,7 @@ from service.frontend.core.executor import Timed, Work
 from service.frontend.core.parameters import ANALYZE
 from service.frontend.core.sniffing import explained
 from service.frontend.core.tiling import TilePlan, charge_tiles, require_time, tile_plan
+from service.observability.histograms import exemplar_of
 from service.observability.tracing import current_span, step
 from service.types import ModelStatus, PredictRequest, Reply
 from service.wire.worker_client import WaitForecast
@@ -152,7 +153,7 @@ class Analysis(Generic[T]):
             for reservation, images in reservations:
                 reservation.prepared(images)
         span = current_span()
-        self._engine.metrics.stages["decode", ANALYZE].observe(prepared.seconds, span.ids if span.recording else None)
+        self._engine.metrics.stages["decode", ANALYZE].add((prepared.seconds, exemplar_of(span.ids, prepared.seconds)))
         if span.recording:
             span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
         return prepared

@@ -19,13 +19,7 @@ from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.model_name import base_name, canonical_name
 from model.tiles import TiledInput
 from model.types import DetectOutput, EmbedOutput, LogitsOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
-from service.errors import (
-    BadParameter,
-    ModelNotFound,
-    Overloaded,
-    Refusal,
-    Unavailable,
-)
+from service.errors import BadParameter, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.auth import Caller, Charge, network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
 from service.frontend.core.image_fetcher import ImageFetcher
@@ -41,6 +35,7 @@ from service.frontend.core.tiling import (
     tile_plan,
     tile_work,
 )
+from service.observability.histograms import exemplar_of
 from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import Span, current_span, step
@@ -172,7 +167,9 @@ class Engine:
                 prepared = await preparing.future
             finally:
                 reservation.prepared(preparing.images)
-            self.metrics.stages["decode", config.task].observe(prepared.seconds, None if span is None else span.ids)
+            self.metrics.stages["decode", config.task].add(
+                (prepared.seconds, None if span is None else exemplar_of(span.ids, prepared.seconds))
+            )
             if span is not None:
                 span.record("decode", prepared.started_s, prepared.started_s + prepared.seconds)
             return await self.answer(request, model, preparing, prepared.value, prepared.seconds, encode, draws, span)
@@ -204,7 +201,9 @@ class Engine:
             size = model_input.geometry.original
             answer = await self._workers.predict(request.id, model, model_input, params, request.deadline_s)
         encoded = await self._encoded(preparing, answer.output, config, size, encode, draws=draws)
-        self.metrics.stages["post", config.task].observe(encoded.seconds, None if span is None else span.ids)
+        self.metrics.stages["post", config.task].add(
+            (encoded.seconds, None if span is None else exemplar_of(span.ids, encoded.seconds))
+        )
         if span is not None:
             span.record("post", encoded.started_s, encoded.started_s + encoded.seconds)
         if isinstance(answer, WorkerAnswer):

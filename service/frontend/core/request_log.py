@@ -19,6 +19,7 @@ import structlog
 
 from model.errors import ConvMLPError
 from service.errors import INTERNAL_DETAIL, Internal
+from service.observability.histograms import exemplar_of
 from service.observability.logs import request_id
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import CANCELLED, Span, Tracing, code_of, within
@@ -199,10 +200,11 @@ class RequestRecord:
             self.outcome = "ok"
         if self.predicts:
             count, durations = self.log.metrics.requests[self.log.transport, self.task, self.model, self.outcome]
-            exemplar = None if self.span is None else self.span.ids
-            count.inc(1, exemplar)
+            ids = None if self.span is None else self.span.ids
+            count.inc(1, ids)
+            observed = seconds, None if ids is None else exemplar_of(ids, seconds)
             for duration in durations:
-                duration.observe(seconds, exemplar)
+                duration.add(observed)
         return durations_ms
 
     def server_timing(self) -> str:

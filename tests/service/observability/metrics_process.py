@@ -20,6 +20,7 @@ from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.observability.exposition import ProcessMetrics, exposition, join_metrics, open_metrics
+from service.observability.histograms import exemplar_of
 from service.observability.logs import configure_logs
 from service.observability.metrics import METRICS_DIR, FrontEndMetrics, WorkerMetrics
 from tests.fork_server import STDERR, STDIN, STDOUT, ForkedProcess
@@ -51,10 +52,10 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
                 count, durations = metrics.requests[transport, task, model, outcome]
                 count.inc(1, *exemplar)
                 for duration in durations:
-                    duration.observe(seconds, *exemplar)
+                    duration.add((seconds, exemplar_of(exemplar[0], seconds) if exemplar else None))
                 answer = None
             case ["stage", stage, task, seconds]:
-                answer = metrics.stages[stage, task].observe(seconds)
+                answer = metrics.stages[stage, task].add((seconds, None))
             case ["in_flight", images]:
                 answer = metrics.in_flight.inc(images)
             case [method, *arguments, dict() as named]:
