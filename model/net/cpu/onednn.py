@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.net import layers
+from model.net.cpu import rows
 from model.net.cpu.conv import Activation, Conv, WinogradConv, winograd_applies
 from model.net.cpu.int8 import Int8Conv
 from model.net.cpu.linear import FusedChannelMLP, Linear, SingleSharedLinear, is_intel
@@ -74,7 +75,7 @@ def convert_to_onednn(network: nn.Module) -> None:
                     setattr(parent, key, ScaleAndShift(scale.float(), shift.float(), child.weight.dtype))
                 elif isinstance(child, nn.LayerNorm) and is_row_norm(child, child.weight.dtype):
                     setattr(parent, key, LayerNorm(child))
-                elif isinstance(child, layers.AttentionProduct):
+                elif isinstance(child, layers.AttentionProduct) and rows.AVAILABLE:
                     setattr(parent, key, AttentionProduct(child))
                 elif isinstance(child, nn.Linear):
                     setattr(parent, key, Linear(child.weight, child.bias))
