@@ -71,7 +71,10 @@ class LayerNorm(nn.Module):
         channels = x.shape[-1]
         _kernels.layer_norm(
             *(x.data_ptr(), out.data_ptr(), x.numel() // channels, channels),
-            *(self._weight.data_ptr(), self._bias.data_ptr(), self._eps, self._range.scale, self._range.zero_point),
+            *(self._weight.data_ptr(), self._bias.data_ptr()),
+            self._eps,
+            self._range.scale,
+            self._range.zero_point,
         )
         return out
 
