@@ -16,7 +16,7 @@ from torch import nn
 from model.bundle import Bundle, BundleConfig
 from model.errors import BundleInvalid, NotFinite
 from model.net.cpu.int8 import int8_accelerates
-from model.net.cpu.onednn import onednn_accelerates
+from model.net.cpu.onednn import bf16_products_gain, onednn_accelerates
 from model.net.weights import DTYPES, DtypeName
 from model.postprocess.results import postprocess, require_finite
 from model.predictor import Optimisations, Predictor
@@ -37,7 +37,8 @@ MAX_SPREAD = 0.15
 
 class Precision(StrEnum):
     """`exact`: float32 in the authors' order of operations, on a CPU picture by picture. The others: that dtype, in the
-    fastest order. `int8`: only of bundles with such weights, and on CPUs; layers without them run in fp32."""
+    fastest order. `int8`: only of bundles with such weights, and on CPUs; layers without them run in bf16 where that is
+    known to be faster, else in fp32."""
 
     EXACT = "exact"
     FP32 = "fp32"
@@ -91,7 +92,7 @@ def make_predictor(bundle: Bundle, device: torch.device, precision: Precision, n
     dtype = DTYPE_NAMES[precision]
     if precision is Precision.INT8:
         _require_int8(bundle, device)
-        if onednn_accelerates(torch.bfloat16):
+        if bf16_products_gain():
             dtype = "bf16"
     if precision is Precision.EXACT:
         # cuDNN chooses algorithms by itself, and a GPU needs batches.

@@ -34,8 +34,8 @@ short ones."""
 STABLE_ROUNDS = 3
 """So many rounds in a row that change no choice end the measurement."""
 TOLERANCE = 0.05
-"""A size is as good as the fastest where an image takes at most this much longer; the smallest such size is taken: it
-answers soonest. So are lanes for a lone request: the fewest."""
+"""A size is as good as the fastest where an image takes at most this much longer. The smallest such size is taken: it
+answers soonest. For a lone request the fewest lanes are."""
 WORSE = 0.15
 """A size at which an image takes this much longer than at the fastest ends the curve."""
 
@@ -43,7 +43,7 @@ log = structlog.get_logger(__name__)
 
 
 def best_of(curve: Mapping[int, float]) -> int:
-    """The smallest number of a curve (images → seconds of one, or lanes → seconds) about as fast as the fastest."""
+    """The smallest number of a curve, of images or of lanes, whose seconds are about as few as the fewest."""
     fastest = min(curve.values())
     return min(number for number, seconds in curve.items() if seconds <= fastest * (1 + TOLERANCE))
 

@@ -15,6 +15,7 @@ from torch import nn
 from benchmarks.batch_independence import Difference, batch_difference, pictures, thread_difference
 from model.bundle import WEIGHTS_FILE, Bundle, read_bundle
 from model.errors import BundleInvalid
+from model.net.cpu import rows
 from model.net.cpu.int8 import (
     Int8ChannelMLP,
     Int8Conv,
@@ -93,6 +94,35 @@ def test_a_channel_mlp_hands_bytes_on() -> None:
     x, residual = torch.randn(2, 5, 5, 16), torch.randn(2, 5, 5, 16)
     made = Int8ChannelMLP(mlp, range_between(-4, 4), range_between(-0.2, 3))
     assert float((made(x, residual) - mlp(x, residual)).abs().max()) < 0.05
+
+
+class NormAndMLP(ChainedModule):
+    """As in ConvMLP: a norm whose output a channel MLP alone takes."""
+
+    chains: ClassVar[Chains] = (("norm", "mlp"),)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.mlp = nn.LayerNorm(16), ChannelMLP(16, 32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.mlp(self.norm(x), x)
+        return out
+
+
+@needs_int8
+@torch.inference_mode()
+def test_between_int8_layers_numbers_may_be_bfloat16() -> None:
+    """The output is that of the float layers, but for both kinds of rounding; where a norm can, it hands on bytes."""
+    plain = NormAndMLP()
+    made, x = copy.deepcopy(plain), torch.randn(2, 5, 5, 16)
+    convert_to_int8(made, {"mlp.fc1": range_between(-4, 4), "mlp.fc2": range_between(-0.2, 3)}, torch.bfloat16)
+    made.to(torch.bfloat16)
+    found = made(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    assert float((found.float() - plain(x)).abs().max()) < 0.08
+    if rows.AVAILABLE:
+        assert made.norm(x.bfloat16()).dtype == torch.uint8
 
 
 class Outer(ChainedModule):

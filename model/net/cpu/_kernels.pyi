@@ -1,34 +1,22 @@
 """Compiled from kernels.c if there is a C compiler; otherwise torch computes the same. Use `model/net/cpu/rows.py`.
 
-Tensors are addresses of contiguous memory, with kinds 0 (float32), 1 (bfloat16) and 2 (uint8); weights are float32. A
-float x is a byte round(x / step) + zero, cut to 0 to 255. Rows that are normalised have at most 4096 numbers. The GIL
-is released.
+Tensors are addresses of contiguous memory: bfloat16, weights float32. A float x is a byte round(x / step) + zero, cut
+to 0 to 255. Rows that are normalised have at most 4096 numbers. The GIL is released.
 """
 
 def available() -> bool:
     """Whether the processor has AVX-512 with bfloat16. Without it the functions below must not be called."""
 
 def layer_norm(
-    x: int,
-    kind: int,
-    out: int,
-    out_kind: int,
-    rows: int,
-    channels: int,
-    weight: int,
-    bias: int,
-    eps: float,
-    step: float,
-    zero: int,
-    /,
+    x: int, out: int, rows: int, channels: int, weight: int, bias: int, eps: float, step: float, zero: int, /
 ) -> None:
-    """Write the layer norm of each row to `out`."""
+    """Write the layer norm of each row to `out`: as bytes, or as bfloat16 where `step` is zero."""
 
-def softmax(x: int, kind: int, rows: int, length: int, scale: float, bias: int, biases: int, /) -> None:
-    """x = softmax(x * scale + bias) by row, in place. `bias` has the kind of x and so many rows; no rows: no bias."""
+def softmax(x: int, rows: int, length: int, scale: float, bias: int, biases: int, /) -> None:
+    """x = softmax(x * scale + bias) by row, in place. `bias` has so many rows; no rows: no bias."""
 
-def scale_and_shift(x: int, out: int, kind: int, rows: int, channels: int, scale: int, shift: int, /) -> None:
-    """Write x * scale + shift, by channel, to `out`, of the same kind."""
+def scale_and_shift(x: int, out: int, rows: int, channels: int, scale: int, shift: int, /) -> None:
+    """Write x * scale + shift, by channel, to `out`."""
 
-def quantise(x: int, kind: int, out: int, count: int, step: float, zero: int, /) -> None:
+def quantise(x: int, out: int, count: int, step: float, zero: int, /) -> None:
     """Write x as bytes to `out`."""

@@ -190,7 +190,7 @@ def _convert_chain(
     steps = [(key, module) for key, module in steps if not isinstance(module, nn.Identity)]
     for at, (key, module) in enumerate(steps):
         behind = steps[at + 1 :]
-        if behind and is_row_norm(module):
+        if behind and is_row_norm(module, dtype):
             assert isinstance(module, nn.LayerNorm)
             emitted = _range_of(behind[0][1], ranges)
             if emitted is not None:
@@ -237,7 +237,7 @@ def _bytes(x: Tensor, input_range: InputRange) -> Tensor:
     """Floats as uint8; bytes are returned as they are."""
     if x.dtype == torch.uint8:
         return x
-    if rows.AVAILABLE:
+    if x.dtype == torch.bfloat16 and rows.AVAILABLE:
         return rows.to_bytes(x, input_range)
     quantised = torch.quantize_per_tensor(x.float(), input_range.scale, input_range.zero_point, torch.quint8)
     # The quantised tensor's memory, without a copy.

@@ -1,8 +1,8 @@
 /* What lies between a network's matrix products, in one pass each, with AVX-512: layer norms, softmax, a scale and a
  * shift by channel, and rounding to bytes. torch takes several passes, or leaves narrow rows to scalar code.
  *
- * Numbers are read as float32 or bfloat16 and written as these or as uint8; in between they are float32. A row is
- * computed the same way wherever it stands, so that an answer does not depend on the batch. One thread computes: these
+ * Numbers are read as bfloat16 and written as that or as uint8; in between they are float32. A row is computed the same
+ * way wherever it stands, so that an answer does not depend on the batch. One thread computes: these
  * passes are short, and their callers run side by side.
  */
 #define PY_SSIZE_T_CLEAN
@@ -20,7 +20,7 @@
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")))
 #define INLINE static inline __attribute__((always_inline)) AVX512
 
-typedef enum { FLOAT32 = 0, BFLOAT16 = 1, UINT8 = 2 } Kind;
+typedef uint16_t BFloat16;
 enum { WIDTH = 16, LONGEST = 4096 }; /* numbers of a vector, and of a row that is normalised */
 
 /* How a float x is stored as a byte: round(x * per_step) + zero, cut to 0 … 255. */
@@ -31,38 +31,37 @@ typedef struct {
 
 INLINE __mmask16 mask_of(size_t left) { return left >= WIDTH ? 0xFFFF : (__mmask16)((1u << left) - 1); }
 
-/* The first `left` of the values at … of a tensor that begins at `from`, then zeros. */
-INLINE __m512 load(const void *from, Kind kind, size_t at, size_t left)
+/* The first `left` of sixteen values, then zeros. */
+INLINE __m512 load_floats(const float *from, size_t left)
 {
-    const float *floats = (const float *)from + at;
-    const uint16_t *halves = (const uint16_t *)from + at;
-    __mmask16 mask = mask_of(left);
-    if (kind == FLOAT32) return left >= WIDTH ? _mm512_loadu_ps(floats) : _mm512_maskz_loadu_ps(mask, floats);
-    __m256i bits = left >= WIDTH ? _mm256_loadu_si256((const __m256i *)halves) : _mm256_maskz_loadu_epi16(mask, halves);
+    return left >= WIDTH ? _mm512_loadu_ps(from) : _mm512_maskz_loadu_ps(mask_of(left), from);
+}
+
+INLINE __m512 load(const BFloat16 *from, size_t left)
+{
+    __m256i bits = left >= WIDTH ? _mm256_loadu_si256((const __m256i *)from)
+                                 : _mm256_maskz_loadu_epi16(mask_of(left), from);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 }
 
-/* The first `left` of the values. bfloat16 is rounded to the nearest, at a tie to the even one. Only full vectors are
- * stored at once: some processors take dozens of cycles for a masked store of narrow numbers. */
-INLINE void store(void *to, Kind kind, size_t at, size_t left, __m512 x, Bytes bytes)
+/* The first `left` of the values, rounded to the nearest. Only full vectors are stored at once: some processors take
+ * dozens of cycles for a masked store of narrow numbers. */
+INLINE void store(BFloat16 *to, size_t left, __m512 x)
 {
-    if (kind == FLOAT32) {
-        if (left >= WIDTH) _mm512_storeu_ps((float *)to + at, x);
-        else _mm512_mask_storeu_ps((float *)to + at, mask_of(left), x);
-    } else if (kind == BFLOAT16) {
-        __m256i halves = (__m256i)_mm512_cvtneps_pbh(x);
-        uint16_t rest[WIDTH], *first = (uint16_t *)to + at;
-        _mm256_storeu_si256((__m256i *)(left >= WIDTH ? first : rest), halves);
-        for (size_t i = 0; left < WIDTH && i < left; i++) first[i] = rest[i];
-    } else {
-        /* Below the bounds of an int; the bytes end far below. */
-        x = _mm512_min_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(x, _mm512_set1_ps(bytes.per_step)));
-        __m512i steps = _mm512_cvtps_epi32(x);
-        steps = _mm512_max_epi32(_mm512_add_epi32(steps, _mm512_set1_epi32(bytes.zero)), _mm512_setzero_si512());
-        uint8_t rest[WIDTH], *first = (uint8_t *)to + at;
-        _mm_storeu_si128((__m128i *)(left >= WIDTH ? first : rest), _mm512_cvtusepi32_epi8(steps));
-        for (size_t i = 0; left < WIDTH && i < left; i++) first[i] = rest[i];
-    }
+    BFloat16 rest[WIDTH];
+    _mm256_storeu_si256((__m256i *)(left >= WIDTH ? to : rest), (__m256i)_mm512_cvtneps_pbh(x));
+    for (size_t i = 0; left < WIDTH && i < left; i++) to[i] = rest[i];
+}
+
+INLINE void store_bytes(uint8_t *to, size_t left, __m512 x, Bytes bytes)
+{
+    /* Below the bounds of an int; the bytes end far below. */
+    x = _mm512_min_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(x, _mm512_set1_ps(bytes.per_step)));
+    __m512i steps = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(bytes.zero));
+    uint8_t rest[WIDTH];
+    _mm_storeu_si128((__m128i *)(left >= WIDTH ? to : rest),
+                     _mm512_cvtusepi32_epi8(_mm512_max_epi32(steps, _mm512_setzero_si512())));
+    for (size_t i = 0; left < WIDTH && i < left; i++) to[i] = rest[i];
 }
 
 /* exp(x) for x ≤ 0, with a relative error of about 2^-22; 0 below -87. exp(x) = 2^n * exp(r), |r| ≤ ln(2) / 2, and a
@@ -99,16 +98,16 @@ INLINE __m512 exp_of(__m512 x)
         }                                                                                                              \
     } while (0)
 
-/* (x - mean) / sqrt(variance + eps) * weight + bias, by row. */
-INLINE void norm_rows(const void *from, Kind in, void *to, Kind out, size_t rows, size_t channels, const float *weight,
-                      const float *bias, float eps, Bytes bytes)
+/* (x - mean) / sqrt(variance + eps) * weight + bias, by row, into one of `to` and `to_bytes`. */
+INLINE void norm_rows(const BFloat16 *from, BFloat16 *to, uint8_t *to_bytes, size_t rows, size_t channels,
+                      const float *weight, const float *bias, float eps, Bytes bytes)
 {
     float values[LONGEST];
     for (size_t row = 0; row < rows; row++) {
         size_t first = row * channels;
         __m512 sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps();
         FOR_VECTORS(at, channels, left, {
-            __m512 x = load(from, in, first + at, left);
+            __m512 x = load(from + first + at, left);
             sum = _mm512_add_ps(sum, x);
             _mm512_storeu_ps(values + at, x);
         });
@@ -121,25 +120,36 @@ INLINE void norm_rows(const void *from, Kind in, void *to, Kind out, size_t rows
         __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)channels + eps));
         FOR_VECTORS(at, channels, left, {
             __m512 x = _mm512_mul_ps(_mm512_loadu_ps(values + at), scale);
-            x = _mm512_fmadd_ps(x, load(weight, FLOAT32, at, left), load(bias, FLOAT32, at, left));
-            store(to, out, first + at, left, x, bytes);
+            x = _mm512_fmadd_ps(x, load_floats(weight + at, left), load_floats(bias + at, left));
+            if (to_bytes) store_bytes(to_bytes + first + at, left, x, bytes);
+            else store(to + first + at, left, x);
         });
     }
 }
 
-/* softmax(x * scale + bias) by row, in place, of at most LONGEST numbers; row i has the bias of row i modulo `biases`,
- * where there are any. */
-INLINE void softmax_rows(void *x, Kind kind, size_t rows, size_t length, float scale, const void *bias, size_t biases)
+AVX512 static void norm(const BFloat16 *from, BFloat16 *to, size_t rows, size_t channels, const float *weight,
+                        const float *bias, float eps)
 {
-    const Bytes none = {0};
+    norm_rows(from, to, NULL, rows, channels, weight, bias, eps, (Bytes){0});
+}
+
+AVX512 static void norm_to_bytes(const BFloat16 *from, uint8_t *to, size_t rows, size_t channels, const float *weight,
+                                 const float *bias, float eps, Bytes bytes)
+{
+    norm_rows(from, NULL, to, rows, channels, weight, bias, eps, bytes);
+}
+
+/* softmax(x * scale + bias) by row, in place; row i has the bias of row i modulo `biases`, where there are any. */
+AVX512 static void softmax(BFloat16 *x, size_t rows, size_t length, float scale, const BFloat16 *bias, size_t biases)
+{
     float values[LONGEST];
     for (size_t row = 0; row < rows; row++) {
         size_t first = row * length, other = biases ? row % biases * length : 0;
         __m512 most = _mm512_set1_ps(-INFINITY), sum = _mm512_setzero_ps();
         __mmask16 unknown = 0;
         FOR_VECTORS(at, length, left, {
-            __m512 value = _mm512_mul_ps(load(x, kind, first + at, left), _mm512_set1_ps(scale));
-            if (biases) value = _mm512_add_ps(value, load(bias, kind, other + at, left));
+            __m512 value = _mm512_mul_ps(load(x + first + at, left), _mm512_set1_ps(scale));
+            if (biases) value = _mm512_add_ps(value, load(bias + other + at, left));
             unknown |= _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
             most = _mm512_mask_max_ps(most, mask_of(left), most, value);
             _mm512_storeu_ps(values + at, value);
@@ -154,72 +164,44 @@ INLINE void softmax_rows(void *x, Kind kind, size_t rows, size_t length, float s
         });
         __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(sum));
         FOR_VECTORS(at, length, left,
-                    { store(x, kind, first + at, left, _mm512_mul_ps(_mm512_loadu_ps(values + at), share), none); });
+                    { store(x + first + at, left, _mm512_mul_ps(_mm512_loadu_ps(values + at), share)); });
     }
 }
 
 /* x * scale + shift by channel. */
-INLINE void affine_rows(const void *from, Kind in, void *to, Kind out, size_t rows, size_t channels, const float *scale,
-                        const float *shift)
+AVX512 static void affine(const BFloat16 *from, BFloat16 *to, size_t rows, size_t channels, const float *scale,
+                          const float *shift)
 {
-    const Bytes none = {0};
-    for (size_t row = 0; row < rows; row++)
+    for (size_t row = 0; row < rows; row++, from += channels, to += channels)
         FOR_VECTORS(at, channels, left, {
-            __m512 x = load(from, in, row * channels + at, left);
-            x = _mm512_fmadd_ps(x, load(scale, FLOAT32, at, left), load(shift, FLOAT32, at, left));
-            store(to, out, row * channels + at, left, x, none);
+            __m512 x = load(from + at, left);
+            store(to + at, left, _mm512_fmadd_ps(x, load_floats(scale + at, left), load_floats(shift + at, left)));
         });
 }
 
-/* A loop for each pair of kinds: they are constants inside. */
-AVX512 static void norm(const void *from, Kind in, void *to, Kind out, size_t rows, size_t channels,
-                        const float *weight, const float *bias, float eps, Bytes bytes)
+AVX512 static void to_bytes(const BFloat16 *from, uint8_t *to, size_t count, Bytes bytes)
 {
-    if (in == FLOAT32) {
-        if (out == FLOAT32) norm_rows(from, FLOAT32, to, FLOAT32, rows, channels, weight, bias, eps, bytes);
-        else if (out == BFLOAT16) norm_rows(from, FLOAT32, to, BFLOAT16, rows, channels, weight, bias, eps, bytes);
-        else norm_rows(from, FLOAT32, to, UINT8, rows, channels, weight, bias, eps, bytes);
-    } else {
-        if (out == FLOAT32) norm_rows(from, BFLOAT16, to, FLOAT32, rows, channels, weight, bias, eps, bytes);
-        else if (out == BFLOAT16) norm_rows(from, BFLOAT16, to, BFLOAT16, rows, channels, weight, bias, eps, bytes);
-        else norm_rows(from, BFLOAT16, to, UINT8, rows, channels, weight, bias, eps, bytes);
-    }
+    FOR_VECTORS(at, count, left, { store_bytes(to + at, left, load(from + at, left), bytes); });
 }
 
-AVX512 static void softmax(void *x, Kind kind, size_t rows, size_t length, float scale, const void *bias, size_t biases)
-{
-    if (kind == FLOAT32) softmax_rows(x, FLOAT32, rows, length, scale, bias, biases);
-    else softmax_rows(x, BFLOAT16, rows, length, scale, bias, biases);
-}
-
-AVX512 static void affine(const void *from, void *to, Kind kind, size_t rows, size_t channels, const float *scale,
-                          const float *shift)
-{
-    if (kind == FLOAT32) affine_rows(from, FLOAT32, to, FLOAT32, rows, channels, scale, shift);
-    else affine_rows(from, BFLOAT16, to, BFLOAT16, rows, channels, scale, shift);
-}
-
-AVX512 static void quantise(const void *from, Kind kind, void *to, size_t count, Bytes bytes)
-{
-    if (kind == FLOAT32) FOR_VECTORS(at, count, left, { store(to, UINT8, at, left, load(from, FLOAT32, at, left), bytes); });
-    else FOR_VECTORS(at, count, left, { store(to, UINT8, at, left, load(from, BFLOAT16, at, left), bytes); });
-}
-
-static void *at(unsigned long long address) { return (void *)(uintptr_t)address; }
+static void *memory(unsigned long long address) { return (void *)(uintptr_t)address; }
 
 static PyObject *layer_norm_(PyObject *Py_UNUSED(module), PyObject *args)
 {
     unsigned long long from, to, weight, bias;
-    int in, out, zero;
     Py_ssize_t rows, channels;
     float eps, step;
-    if (!PyArg_ParseTuple(args, "KiKinnKKffi", &from, &in, &to, &out, &rows, &channels, &weight, &bias, &eps, &step,
-                          &zero)) {
+    int zero;
+    if (!PyArg_ParseTuple(args, "KKnnKKffi", &from, &to, &rows, &channels, &weight, &bias, &eps, &step, &zero)) {
         return NULL;
     }
-    Bytes bytes = {1.0f / step, zero};
     Py_BEGIN_ALLOW_THREADS
-    norm(at(from), in, at(to), out, (size_t)rows, (size_t)channels, at(weight), at(bias), eps, bytes);
+    if (step > 0) {
+        norm_to_bytes(memory(from), memory(to), (size_t)rows, (size_t)channels, memory(weight), memory(bias), eps,
+                      (Bytes){1.0f / step, zero});
+    } else {
+        norm(memory(from), memory(to), (size_t)rows, (size_t)channels, memory(weight), memory(bias), eps);
+    }
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -227,12 +209,11 @@ static PyObject *layer_norm_(PyObject *Py_UNUSED(module), PyObject *args)
 static PyObject *softmax_(PyObject *Py_UNUSED(module), PyObject *args)
 {
     unsigned long long x, bias;
-    int kind;
     Py_ssize_t rows, length, biases;
     float scale;
-    if (!PyArg_ParseTuple(args, "KinnfKn", &x, &kind, &rows, &length, &scale, &bias, &biases)) return NULL;
+    if (!PyArg_ParseTuple(args, "KnnfKn", &x, &rows, &length, &scale, &bias, &biases)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    softmax(at(x), kind, (size_t)rows, (size_t)length, scale, at(bias), (size_t)biases);
+    softmax(memory(x), (size_t)rows, (size_t)length, scale, memory(bias), (size_t)biases);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -240,11 +221,10 @@ static PyObject *softmax_(PyObject *Py_UNUSED(module), PyObject *args)
 static PyObject *scale_and_shift_(PyObject *Py_UNUSED(module), PyObject *args)
 {
     unsigned long long from, to, scale, shift;
-    int kind;
     Py_ssize_t rows, channels;
-    if (!PyArg_ParseTuple(args, "KKinnKK", &from, &to, &kind, &rows, &channels, &scale, &shift)) return NULL;
+    if (!PyArg_ParseTuple(args, "KKnnKK", &from, &to, &rows, &channels, &scale, &shift)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    affine(at(from), at(to), kind, (size_t)rows, (size_t)channels, at(scale), at(shift));
+    affine(memory(from), memory(to), (size_t)rows, (size_t)channels, memory(scale), memory(shift));
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
@@ -252,13 +232,12 @@ static PyObject *scale_and_shift_(PyObject *Py_UNUSED(module), PyObject *args)
 static PyObject *quantise_(PyObject *Py_UNUSED(module), PyObject *args)
 {
     unsigned long long from, to;
-    int kind, zero;
     Py_ssize_t count;
     float step;
-    if (!PyArg_ParseTuple(args, "KiKnfi", &from, &kind, &to, &count, &step, &zero)) return NULL;
-    Bytes bytes = {1.0f / step, zero};
+    int zero;
+    if (!PyArg_ParseTuple(args, "KKnfi", &from, &to, &count, &step, &zero)) return NULL;
     Py_BEGIN_ALLOW_THREADS
-    quantise(at(from), kind, at(to), (size_t)count, bytes);
+    to_bytes(memory(from), memory(to), (size_t)count, (Bytes){1.0f / step, zero});
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }

@@ -31,11 +31,17 @@ precision also for less than a tile of AMX."""
 
 
 @cache
+def is_intel() -> bool:
+    """Whether the processor is known to be one of Intel's."""
+    return platform.system() == "Linux" and "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+
+
+@cache
 def mkl_is_reproducible() -> bool:
     """Whether MKL runs in its reproducible mode, on a processor that it is fast on."""
     if not (torch.backends.mkl.is_available() and os.environ.get("MKL_CBWR", "").endswith("STRICT")):
         return False
-    return platform.system() == "Linux" and "GenuineIntel" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    return is_intel()
 
 
 class Linear(nn.Module):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model.net import layers
 from model.net.quantisation import InputRange
 
 try:
@@ -19,43 +20,40 @@ except ImportError:  # there was no C compiler
 else:
     AVAILABLE = _kernels.available()
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 LONGEST = 4096
 """Numbers in a row that is normalised."""
-_FLOATS = InputRange(1.0, 0)
+_FLOATS = InputRange(0.0, 0)
 
 
 def takes_rows(dtype: torch.dtype, length: int) -> bool:
-    """Whether the kernels normalise rows of this length and dtype here."""
-    return AVAILABLE and dtype in (torch.float32, torch.bfloat16) and 0 < length <= LONGEST
+    """Whether the kernels are used for rows of this length and dtype. In float32 they gained nothing for networks."""
+    return AVAILABLE and dtype == torch.bfloat16 and 0 < length <= LONGEST
 
 
 def softmax_(x: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     """softmax(x * scale + bias) over the last axis, in place: contiguous (N · B, ..., L), bias (B, ..., L).
 
-    As `takes_rows` allows; both have the same dtype.
+    Both are bfloat16, as `takes_rows` asks for.
     """
     length = x.shape[-1]
     bias = None if bias is None else bias.contiguous()
     biases = (0, 0) if bias is None else (bias.data_ptr(), bias.numel() // length)
-    _kernels.softmax(x.data_ptr(), KINDS[x.dtype], x.numel() // length, length, scale, *biases)
+    _kernels.softmax(x.data_ptr(), x.numel() // length, length, scale, *biases)
     return x
 
 
 def to_bytes(x: Tensor, input_range: InputRange) -> Tensor:
-    """Floats, float32 or bfloat16, as uint8 in the same layout of memory. Only where the kernels are available."""
+    """bfloat16 as uint8 in the same layout of memory. Only where the kernels are available."""
     x = x if x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
     out = torch.empty_like(x, dtype=torch.uint8)
-    _kernels.quantise(
-        *(x.data_ptr(), KINDS[x.dtype], out.data_ptr(), x.numel(), input_range.scale, input_range.zero_point)
-    )
+    _kernels.quantise(x.data_ptr(), out.data_ptr(), x.numel(), input_range.scale, input_range.zero_point)
     return out
 
 
 class LayerNorm(nn.Module):
-    """A layer norm over the last axis, computed in float32: (N, ..., C) → (N, ..., C), contiguous.
+    """A layer norm over the last axis, computed in float32: bfloat16 (N, ..., C) → (N, ..., C), contiguous.
 
-    The output has the input's dtype, or is uint8 in `output_range`.
+    The output is bfloat16, or uint8 in `output_range`.
     """
 
     def __init__(self, norm: nn.LayerNorm, output_range: InputRange | None = None) -> None:
@@ -72,19 +70,22 @@ class LayerNorm(nn.Module):
         out = torch.empty_like(x, dtype=torch.uint8 if self._bytes else x.dtype)
         channels = x.shape[-1]
         _kernels.layer_norm(
-            *(x.data_ptr(), KINDS[x.dtype], out.data_ptr(), KINDS[out.dtype], x.numel() // channels, channels),
-            *(self._weight.data_ptr(), self._bias.data_ptr(), self._eps, self._range.scale, self._range.zero_point),
+            *(x.data_ptr(), out.data_ptr(), x.numel() // channels, channels),
+            *(self._weight.data_ptr(), self._bias.data_ptr()),
+            self._eps,
+            self._range.scale,
+            self._range.zero_point,
         )
         return out
 
 
-def is_row_norm(module: nn.Module) -> bool:
-    """Whether `LayerNorm` computes a module."""
+def is_row_norm(module: nn.Module, dtype: torch.dtype) -> bool:
+    """Whether `LayerNorm` computes a module, for inputs of a dtype."""
     return (
         isinstance(module, nn.LayerNorm)
         and len(module.normalized_shape) == 1
         and module.elementwise_affine
-        and takes_rows(module.weight.dtype, module.normalized_shape[0])
+        and takes_rows(dtype, module.normalized_shape[0])
     )
 
 
@@ -94,7 +95,7 @@ class ScaleAndShift(nn.Module):
     def __init__(self, scale: Tensor, shift: Tensor, dtype: torch.dtype) -> None:
         """`scale` and `shift` are float32 (C,); `dtype` is that of inputs."""
         super().__init__()
-        self._with_kernel = AVAILABLE and dtype in KINDS
+        self._with_kernel = AVAILABLE and dtype == torch.bfloat16
         kept = torch.float32 if self._with_kernel else dtype
         self._scale, self._shift = (values.to(kept).contiguous() for values in (scale, shift))
 
@@ -105,16 +106,22 @@ class ScaleAndShift(nn.Module):
         x = x.contiguous()
         out, channels = torch.empty_like(x), x.shape[-1]
         _kernels.scale_and_shift(
-            *(x.data_ptr(), out.data_ptr(), KINDS[x.dtype], x.numel() // channels, channels),
+            *(x.data_ptr(), out.data_ptr(), x.numel() // channels, channels),
             *(self._scale.data_ptr(), self._shift.data_ptr()),
         )
         return out.permute(0, 3, 1, 2)
 
 
-class AttentionProduct(nn.Module):
-    """`model.net.layers.AttentionProduct` by matrix products, with the softmax in one pass over their results."""
+class AttentionProduct(layers.AttentionProduct):
+    """By matrix products in bfloat16, with the softmax in one pass over their results."""
+
+    def __init__(self, product: layers.AttentionProduct) -> None:
+        super().__init__()
+        self.few_keys = product.few_keys
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not takes_rows(q.dtype, k.shape[2]):
+            return super().forward(q, k, v, bias)
         queries, keys, values = (part.flatten(0, 1) for part in (q, k, v))
         shares = softmax_(torch.bmm(queries, keys.transpose(1, 2)), q.shape[3] ** -0.5, bias)
         out: Tensor = torch.bmm(shares, values).unflatten(0, q.shape[:2])
