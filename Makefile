@@ -112,10 +112,13 @@ $(BIN)/python:
 INPUTS := pyproject.toml setup.py model/resample.c model/resample_avx2.h model/net/cpu/kernels.c client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
 # requirements/ pins all of it. torch alone has no hashes there: its builds come from several indexes. Without TORCH it is
-# the one for CPUs where there is no NVIDIA driver. pip shows the progress of this package, the only large one.
+# the one for CPUs where there is no NVIDIA driver. pip shows the progress of this package, the only large one; of the
+# others awk prints each as pip comes to it.
 $(VENV)/.serve: $(INPUTS) requirements/torch.txt requirements/serve.txt | $(BIN)/python
 	@echo "Installing $$(grep -c '==' requirements/serve.txt) packages into $(VENV), and torch; only the first time."
-	@$(PIP) install --require-hashes --no-deps --requirement requirements/serve.txt
+	@rm -f $(VENV)/.failed
+	@{ $(BIN)/python -m pip --disable-pip-version-check install --require-hashes --no-deps --requirement requirements/serve.txt \
+	  || touch $(VENV)/.failed; } | awk '/^(Collecting|Processing)/ { sub(".*/", "", $$2); printf "%s ", $$2; fflush() } END { print "" }'; test ! -e $(VENV)/.failed
 	@build=$$($(BIN)/python requirements/torch_build.py $(or $(TORCH),auto)) && \
 	  $(BIN)/python -m pip --disable-pip-version-check install --constraint requirements/torch.txt $$build torch
 	@$(PIP) install --no-deps --no-build-isolation --editable ./client --editable .

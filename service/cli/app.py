@@ -161,9 +161,13 @@ def health(context: typer.Context) -> None:
 @app.command(cls=PartCommand, context_settings=PART, rich_help_panel=SERVICE)
 def doctor(context: typer.Context) -> None:
     """Check whether this machine can run the service with these settings: those of `serve`."""
-    from service.cli.doctor import run_doctor
+    from service.cli.doctor import EXIT_STATUS, JSON, run_doctor
+    from service.cli.flags import USAGE
 
-    sys.exit(run_doctor(_settings(context)))
+    as_json = JSON in context.args
+    context.args = [word for word in context.args if word != JSON]
+    settings = _settings(context, usage=f"[{JSON}] {USAGE}", exit_status=EXIT_STATUS)
+    sys.exit(run_doctor(settings, as_json=as_json))
 
 
 def _print_version(given: bool) -> None:
@@ -189,9 +193,10 @@ def main() -> None:
     app(prog_name="convmlp")
 
 
-def _settings(context: typer.Context, *, needs_worker_address: bool = False) -> Settings:
+def _settings(context: typer.Context, *, needs_worker_address: bool = False, **help_texts: str) -> Settings:
     read = SETTINGS_OF.get(context.info_name or "", SETTINGS_OF["serve"])
-    settings = settings_of_flags(context.args, context.command_path, context.command.help or "", listed=read)
+    description = context.command.help or ""
+    settings = settings_of_flags(context.args, context.command_path, description, listed=read, **help_texts)
     if unused := flags_without_effect(context.args, read):
         print_error(f"{', '.join(unused)}: no effect; `{context.command_path} --help` lists the flags that it reads")
     if needs_worker_address and not settings.worker_address:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import platform
 import resource
 import socket
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+
+import typer
 
 from model.bundle import find_bundle, read_bundle
 from model.errors import BundleInvalid
@@ -29,12 +33,19 @@ FEW_BYTES = 2 * 2**30
 FILES_BESIDE_CONNECTIONS = 256
 
 
-def run_doctor(settings: Settings) -> int:
-    """Print all checks. The exit status is 1 if there is a problem: the service would not start, or no client would
-    accept its certificate."""
+JSON = "--json"
+EXIT_STATUS = "Exit status: 0 the service can start; 1 there is a problem; 2 wrong flag or setting."
+
+
+def run_doctor(settings: Settings, *, as_json: bool = False) -> int:
+    """Print all checks, as a table or as JSON. The exit status is 1 if there is a problem: the service would not start,
+    or no client would accept its certificate."""
     checks = list(_checks(settings))
     columns = (text_column("check"), text_column("state"), text_column("found"))
-    print_table(columns, [(check.name, check.state, check.found) for check in checks], wrap=True)
+    if as_json:
+        typer.echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2, ensure_ascii=False))
+    else:
+        print_table(columns, [(check.name, check.state, check.found) for check in checks], wrap=True)
     return int(any(check.state is State.PROBLEM for check in checks))
 
 

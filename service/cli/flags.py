@@ -41,11 +41,11 @@ METAVARS_OF = {"--protected-paths": "A,B,…", "--split": "NAME=SPLIT,…", "--m
 DEFAULT = re.compile(r" ?\(default: ((?:\(.*\))|[^()]*)\)$")
 """A default as pydantic-settings writes it; that of several values is a tuple."""
 
-EPILOG = """Each flag is also an environment variable (--http-port: CONVMLP_HTTP_PORT) and a key of convmlp.toml
-(http_port). Flags override the environment, and the environment overrides the file.
-
-Exit status: 0 stopped on request; 2 wrong flag or setting; 75 a batch hung (a worker); 78 cannot
+SOURCES = """Each flag is also an environment variable (--http-port: CONVMLP_HTTP_PORT) and a key of convmlp.toml
+(http_port). Flags override the environment, and the environment overrides the file."""
+EXIT_STATUS = """Exit status: 0 stopped on request; 2 wrong flag or setting; 75 a batch hung (a worker); 78 cannot
 start with this configuration."""
+USAGE = "[--FLAG VALUE …]"
 
 
 UNKNOWN_FLAGS = "unrecognized arguments: "
@@ -53,7 +53,13 @@ UNKNOWN_FLAGS = "unrecognized arguments: "
 
 
 def settings_of_flags(
-    flags: Sequence[str], command: str, description: str = "", *, listed: Collection[str] = Settings.model_fields
+    flags: Sequence[str],
+    command: str,
+    description: str = "",
+    *,
+    listed: Collection[str] = Settings.model_fields,
+    usage: str = USAGE,
+    exit_status: str = EXIT_STATUS,
 ) -> Settings:
     """The settings with these flags of `command`, such as `convmlp serve`; `--help` prints the help and exits.
 
@@ -64,7 +70,15 @@ def settings_of_flags(
         typer.Exit: with status 2, after an error message that names the setting.
         SystemExit: with status 2, for a flag that does not exist.
     """
-    return settings_or_exit(_cli_settings_source=_flags_source(command, description, listed)(args=list(flags)))
+    parser = _Parser(
+        prog=command,
+        description=description,
+        usage=f"%(prog)s {usage}",
+        epilog=f"{SOURCES}\n\n{exit_status}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    return settings_or_exit(_cli_settings_source=_flags_source(parser, listed)(args=list(flags)))
 
 
 def settings_or_exit(**values: Any) -> Settings:  # noqa: ANN401  (any setting's own type)
@@ -124,15 +138,7 @@ class _Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-def _flags_source(command: str, description: str, listed: Collection[str]) -> CliSettingsSource[Any]:
-    parser = _Parser(
-        prog=command,
-        description=description,
-        usage="%(prog)s [--FLAG VALUE …]",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def _flags_source(parser: argparse.ArgumentParser, listed: Collection[str]) -> CliSettingsSource[Any]:
     group: argparse._ActionsContainer = parser
 
     def add_argument(_: object, flag: str, *others: str, **options: Any) -> argparse.Action:  # noqa: ANN401

@@ -294,13 +294,16 @@ def _listed(text: str) -> list[str]:
 
 
 def _without_repetition(entries: Entries) -> Entries:
-    """The parts of the service take the same settings, and so have the same help but for its first lines."""
-    seen: dict[str, str] = {}
+    """The parts of the service take the same settings, and so have the same help but for its first lines. `doctor` has
+    the settings of `serve`, and exit statuses of its own."""
+    seen: dict[str, tuple[str, str]] = {}
     short: Entries = {}
     for title, text in entries.items():
         head, _, options = text.partition("\noptions:\n")
-        known = seen.setdefault(options or text, title)
-        short[title] = text if known == title else f"{head}\n… as `{known} --help`"
+        settings, mark, statuses = options.partition("\nExit status: ")
+        known, known_statuses = seen.setdefault(settings or text, (title, statuses))
+        ends = "" if statuses == known_statuses else f"\n{mark}{statuses}"
+        short[title] = text if known == title else f"{head}\n… as `{known} --help`{ends}"
     return short
 
 

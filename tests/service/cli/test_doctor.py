@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import replace
@@ -17,6 +18,7 @@ from service.cli.security_checks import check_certificates, check_key_files
 from service.frontend.core.tls import CertificateFiles
 from service.settings import Settings
 from service.wire.curve import make_key_file
+from tests.service.cli.convmlp_command import convmlp
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> dict[str, tuple[str, str]]:
@@ -42,6 +44,19 @@ def test_a_machine_that_can_serve(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "fp32, as configured" in found["model convmlp_pets_heads"][1]
     assert "the next start measures" in found["model convmlp_pets_breed"][1]
     assert found["state folder"] == ("ok", str(tmp_path))
+
+
+async def test_json_has_the_same_checks(tmp_path: Path) -> None:
+    """--json prints the checks for programs; the help has the flag and this command's own exit statuses."""
+    words = ["--http-port", "0", "--grpc-port", "0", "--worker-metrics-port", "0", "--state-dir", str(tmp_path)]
+    ran = await convmlp("doctor", "--json", *words)
+    assert ran.status == 0, ran.err
+    checks = {check["name"]: check for check in json.loads(ran.out)["checks"]}
+    assert checks["state folder"] == {"name": "state folder", "state": "ok", "found": str(tmp_path)}
+    text = (await convmlp("doctor", "--help")).out.decode()
+    assert text.startswith("usage: convmlp doctor [--json] [--FLAG VALUE …]")
+    assert "1 there is a problem" in text
+    assert "75" not in text.partition("Exit status")[2]
 
 
 def test_what_is_in_the_way_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
