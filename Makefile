@@ -31,7 +31,7 @@ test-fast: $(VENV)/.dev ## the tests that start no service and train nothing: fo
 	@$(SPREAD) $(ARGS) -m "not serial and not slow"
 
 test-clients: $(VENV)/.dev ## unmodified clients that are large to install: KServe's, generated ones, Lighthouse; in .clients/
-	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/browser/test_lighthouse.py $(ARGS)
+	CONVMLP_TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients tests/browser/test_lighthouse.py tests/service/batch/test_moto.py $(ARGS)
 
 # An environment of its own, which has the packages of .venv as well: Ray brings fifty more.
 CLUSTER := .cluster/venv

@@ -43,6 +43,7 @@ PYTHON = {
     "deepstack": ["deepstack-sdk==0.2.1", "deepstack-python==0.9"],
     "inference-sdk": ["inference-sdk==1.8.3"],
     "kserve": ["kserve==0.21.0"],
+    "moto": ["moto[server,s3]==5.2.5"],
     "openapi-python-client": ["openapi-python-client==0.29.1"],
     "openapi-spec-validator": ["openapi-spec-validator==0.9.0"],
     # inference-sdk requires an older one.

@@ -127,8 +127,6 @@ class HeldBatches:
 
     def __init__(self, it: DispatcherBench) -> None:
         self._released: list[threading.Event] = []
-        self.images: list[int] = []
-        """Of each batch."""
         self._levels: list[list[int]] = []
         self._runner = it.runner
         self._lock = threading.Lock()
@@ -137,7 +135,6 @@ class HeldBatches:
     def _wait(self, model: str, images: int, lanes: int) -> None:  # noqa: ARG002
         with self._lock:
             released = threading.Event()
-            self.images.append(images)
             self._levels.append(self._runner.levels.of_batch)
             self._released.append(released)
         assert released.wait(timeout=60), "a test left a batch on the device"

@@ -96,10 +96,9 @@ async def test_a_failed_batch_does_not_disturb_another_lane(bench: DispatcherBen
     for number, level in enumerate((13, 1, 2, 3, 4)):
         bench.submit(number, level=level)
     await bench.until(lambda: len(held) == 2)
-    fails, works = held.images.index(3), held.images.index(2)  # two threads: either may begin first
-    held.release(fails)
+    held.release(held.number_of(13))
     await bench.until(lambda: len(held) == 3)  # the first of the three runs again, alone
-    held.release(works)
+    held.release(held.number_of(3))
     await bench.until(lambda: {3, 4} <= bench.results.keys())
     assert (bench.label(3), bench.label(4)) == (3, 4)
     while len(bench.results) < 5:
