@@ -24,7 +24,8 @@ from typing import Any
 
 from tests.fork_server import COMMAND_LINE, FORK_SERVER, STDERR, STDOUT, ForkedProcess
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
+"""The first start measures the models, which takes three minutes where ten others share a core."""
 STATE_HOME = "XDG_STATE_HOME"
 """Environment variable of the folder in which workers keep what they measured, those of tests too."""
 
@@ -107,17 +108,28 @@ def running_service(
         yield service
 
 
+def measure_models() -> None:
+    """For services that are not started here: the embedded models are measured, if no service has done that yet."""
+    if not _measured(()).exists():
+        with running_service():
+            pass
+
+
+def _measured(flags: Sequence[str]) -> Path:
+    """A file that exists once a service with these flags has measured its models."""
+    models = flags[flags.index("--models") + 1] if "--models" in flags else "all"
+    return Path(os.environ.get(STATE_HOME, "")) / f"measured-{models}"
+
+
 @contextmanager
 def first_alone(flags: Sequence[str]) -> Iterator[None]:
     """The first start with some models measures them, which takes ten times as much processor time as the rest of it.
     Other processes of the run that start meanwhile wait, and then find what was measured."""
-    folder = Path(os.environ.get(STATE_HOME, ""))
-    models = flags[flags.index("--models") + 1] if "--models" in flags else "all"
-    measured = folder / f"measured-{models}"
+    measured = _measured(flags)
     if STATE_HOME not in os.environ or measured.exists():
         yield
         return
-    with (folder / "first").open("w") as lock:
+    with measured.with_name("first").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if measured.exists():
             fcntl.flock(lock, fcntl.LOCK_UN)
