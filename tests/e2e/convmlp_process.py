@@ -164,7 +164,7 @@ def started(
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         try:
-            process.wait(timeout=60)
+            process.wait(START_TIMEOUT_S)
         finally:
             process.kill()
         reader.join(timeout=10)
