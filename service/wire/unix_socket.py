@@ -197,13 +197,18 @@ class UnixListener:
 
         Connections live on without the file; new ones, of a restarted front-end, need it.
         """
-        loop = asyncio.get_running_loop()
         is_lost = False
         while True:
             try:
                 async with asyncio.timeout(CHECK_S):
                     while True:
-                        connected, _ = await loop.sock_accept(self._listening)
+                        await _readable(self._listening)
+                        # Without `await`: what the event loop has accepted when this is cancelled would be lost.
+                        try:
+                            connected, _ = self._listening.accept()
+                        except BlockingIOError:  # the caller has left
+                            continue
+                        connected.setblocking(False)
                         admit(connected)
             except TimeoutError:
                 pass
@@ -262,6 +267,16 @@ class UnixListener:
             return not path.exists() and path.parent.stat().st_uid in (0, os.geteuid())
         except OSError:  # the folder was deleted as well
             return True
+
+
+async def _readable(listening: socket.socket) -> None:
+    """Wait until there is a connection to accept. It may be cancelled in any turn of the event loop."""
+    loop, found = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listening, found.set)
+    try:
+        await found.wait()
+    finally:
+        loop.remove_reader(listening)
 
 
 def _name(address: str) -> str:

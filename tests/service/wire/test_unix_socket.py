@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import stat
@@ -163,3 +164,20 @@ async def test_the_file_of_a_killed_worker_is_replaced(tmp_path: Path) -> None:
         async with listening(file):
             pass
     assert file.read_text() == "not a socket"
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_a_connection_that_comes_at_the_end_is_closed(tmp_path: Path, turns: int) -> None:
+    """In whichever turn of the event loop the listener stops accepting, no accepted socket is left open: warnings about
+    one are errors. The same holds each time that it looks at its file."""
+    async with open_listener(f"ipc://{tmp_path}/w", WireOptions(MAX_FRAME)) as listener:
+        running = asyncio.create_task(listener.run(lambda _sender, _header, _frames: None, lambda: None))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(tmp_path / "w"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            running.cancel()
+            await asyncio.wait([running])
+    gc.collect()
