@@ -77,9 +77,7 @@ async def test_an_idle_worker_measures_precisions_again() -> None:
     """Once no job has come for a while, until each measurement is trustworthy, and then no more."""
     settings = SETTINGS.with_changes(self_check_interval_ms=1)
     async with fake_worker(settings, tasks=[Task.CLASSIFY]) as worker:
-        worker.runner.measures_well = False
-        await until(lambda: len(worker.runner.measured_again) == 2)
-        worker.runner.measures_well = True
+        worker.runner.doubtful_measurements = 2
         await until(lambda: len(worker.runner.measured_again) == 3)
         batches = len(worker.runner.batches)
         await until(lambda: len(worker.runner.batches) >= batches + 3)  # self-checks go on
