@@ -36,7 +36,9 @@ STABLE_ROUNDS = 3
 TOLERANCE = 0.05
 """A size is as good as the fastest where an image takes at most this much longer. The smallest such size is taken: it
 answers soonest. For a lone request the fewest lanes are."""
-WORSE = 0.15
+MAX_LOAD = 1.0
+"""Runnable threads for each core, over the last minute, beside which a result is measured again later."""
+WORSE = 0.5
 """A size at which an image takes this much longer than at the fastest ends the curve."""
 
 log = structlog.get_logger(__name__)
@@ -59,7 +61,7 @@ def should_continue(curve: Mapping[int, float]) -> bool:
 class BestBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The best size, the seconds of a batch of it on one lane, and the lanes for a lone input.
 
-    `whole`: there was time for all sizes and lanes, and the last rounds changed no choice.
+    `whole`: there was time for all sizes and lanes, the last rounds changed no choice, and the machine was not busy.
     """
 
     images: int
@@ -92,6 +94,7 @@ class _Measured:
 
 class Tuner:
     """Times models between the batches of requests. `lanes`: of the device, and the most for a single batch.
+    `machine_load`: the runnable threads for each core.
 
     `state` keeps what was measured on a device, whose `identity` is the runner's.
     """
@@ -107,10 +110,12 @@ class Tuner:
         *,
         lanes: int = 1,
         max_lanes: int = 1,
+        machine_load: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._dispatcher = dispatcher
         self._lanes = lanes
         self._max_lanes = max_lanes
+        self._machine_load = machine_load
         self._limits = limits
         self._state = state
         self._identity = identity
@@ -151,6 +156,8 @@ class Tuner:
         )
         measured = await self._measure(model, job, sizes, end_s)
         best = measured.choice()
+        if self._machine_load() > MAX_LOAD:  # other work may have chosen
+            best = msgspec.structs.replace(best, whole=False)
         if model.retired:
             return best
         self._use(shape, best)

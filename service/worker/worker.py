@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -166,6 +167,7 @@ class Worker:
             self._runner = await loop.run_in_executor(self._device_thread, self._make_runner, self._settings)
             limits = BatchSizeLimits(self._settings.max_batch_images, self._settings.max_batch_mpx * 10**6)
             self._dispatcher = self._make_dispatcher(self._runner, limits)
+            on_cpu = self._runner.device == "cpu"
             tuner = Tuner(
                 self._dispatcher,
                 limits,
@@ -173,6 +175,7 @@ class Worker:
                 self._runner.identity,
                 lanes=self._runner.lanes,
                 max_lanes=self._runner.max_lanes_per_batch,
+                machine_load=lambda: os.getloadavg()[0] / (os.cpu_count() or 1) if on_cpu else 0.0,
             )
             loader = ModelLoader(
                 self._registry,

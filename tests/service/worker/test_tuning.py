@@ -98,7 +98,8 @@ def test_a_curve_ends_where_batches_become_slower() -> None:
     assert should_continue({1: 10.0})
     assert should_continue({1: 10.0, 2: 10.9})
     assert should_continue({1: 10.0, 2: 10.0, 4: 10.0, 8: 9.9})
-    assert not should_continue({1: 10.0, 2: 12.0})
+    assert should_continue({1: 10.0, 2: 14.0})
+    assert not should_continue({1: 10.0, 2: 15.1})
     assert not should_continue({1: 10.0, 2: 10.6, 4: 10.7})
     assert best_of({1: 10.0, 2: 9.8, 4: 9.75}) == 1
     assert best_of({1: 10.0, 2: 9.0, 4: 8.9}) == 2
@@ -279,3 +280,20 @@ async def test_a_measurement_that_ended_early_is_not_whole(bench: DispatcherBenc
     cut = await tuner(bench, budget_s=0.9).tune(loaded(bench))
     assert not cut.whole
     assert (await tuner(bench).tune(loaded(bench))).whole
+
+
+@pytest.mark.parametrize(("load", "whole"), [(0.9, True), (1.1, False)])
+async def test_what_was_measured_on_a_busy_machine_is_measured_again(
+    bench: DispatcherBench, load: float, whole: bool
+) -> None:
+    """It is used meanwhile, and is not whole: other work may have made a size or a number of lanes slow."""
+    has_curve(bench, a_cpu)
+    made = Tuner(
+        bench.dispatcher,
+        BatchSizeLimits(32, 10**9),
+        clock=bench.clock,
+        budget_s=1000.0,
+        machine_load=lambda: load,
+    )
+    best = await made.tune(loaded(bench))
+    assert (best.images, best.whole) == (4, whole)
