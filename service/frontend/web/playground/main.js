@@ -12,6 +12,8 @@ import { tabs } from "./tabs.js";
 import { showTimeline } from "./timeline.js";
 
 const TASKS = { classify: "Classify", detect: "Detect", segment: "Segment" };
+// The names of figures, each from 0 to 1, as the field writes them.
+const METRICS = { top1: "top-1", ap50: "AP@50", box_ap: "box AP", map: "mAP", mask_ap: "mask AP", miou: "mIoU" };
 const LOWEST_SCORE = 0.05; // The slider goes down to it without a new request.
 const MAX_FILES = 24;
 const JSON_SHOWN = 20_000;
@@ -279,7 +281,7 @@ function showModels() {
 
 function modelInWords(model) {
   const [figure] = Object.entries(model.accuracy?.metrics ?? {});
-  const measured = figure ? `; ${figure[0]} ${Number(figure[1].toPrecision(3))}` : "";
+  const measured = figure ? `; ${METRICS[figure[0]] ?? figure[0]} ${(100 * figure[1]).toFixed(1)} %` : "";
   return `${model.labels.length} classes, ${model.precision} on ${model.device}${measured};`;
 }
 
