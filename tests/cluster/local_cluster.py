@@ -27,7 +27,7 @@ from tests.service.frontend.rest_server import picture
 
 START_S = 120.0
 GAVE_UP = "The current node timed out during startup"
-START_ATTEMPTS = 3
+START_ATTEMPTS = 5
 """Ray gives a node up that has not registered within 30 s, which it does not let one change: here on a busy machine."""
 DEPLOY_S = 300.0
 REPOSITORY = Path(__file__).parents[2]
