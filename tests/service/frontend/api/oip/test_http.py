@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from service.frontend.api.oip.http_codec import NUMBERS_BYTES, read_request
+from tests.fakes import REQUEST_S
 from tests.service.frontend.api.oip.oip_client import (
     JSON_LENGTH,
     OipFrontEnds,
@@ -113,7 +114,7 @@ async def test_config(oip: OipFrontEnds) -> None:
     assert config["model_transaction_policy"] == {"decoupled": False}
     assert config["output"][0] == {"name": "label_map", "data_type": "TYPE_UINT8", "dims": [-1, -1]}
     assert config["parameters"]["optional_outputs"] == {"string_value": "label_map_png, confidence_map, masks"}
-    assert config["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == 30_000_000
+    assert config["dynamic_batching"]["default_queue_policy"]["default_timeout_microseconds"] == REQUEST_S * 10**6
 
 
 async def test_health(http: httpx2.AsyncClient) -> None:

@@ -35,7 +35,7 @@ async def test_unknown_path_and_method(rest: Rest) -> None:
         assert (missing.status_code, problem_of(missing.content)["type"]) == (404, "/problems/not-found")
     wrong = await rest.http.get("/classify")
     assert (wrong.status_code, problem_of(wrong.content)["type"]) == (405, "/problems/method-not-allowed")
-    assert wrong.headers["allow"] == "POST"
+    assert wrong.headers["allow"] == "OPTIONS, POST"
 
 
 async def test_deadline_passed(fresh_rest: Rest) -> None:
