@@ -170,6 +170,14 @@ async def test_tuning_keeps_to_its_budget() -> None:
             assert it.clock() - start_s <= max(1.0, each_s)
 
 
+async def test_an_idle_worker_has_time_for_what_was_cut_short(bench: DispatcherBench) -> None:
+    """A model that is too slow for the time at its load is measured to the end afterwards, and so only once."""
+    has_curve(bench, lambda images: 40 * (0.9 + 0.1 / images))
+    made = tuner(bench, most=4, budget_s=1.0)
+    assert not (await made.tune(loaded(bench))).whole
+    assert (await made.tune(loaded(bench), again=True)).whole
+
+
 async def test_the_fastest_of_some_runs_counts_and_never_the_first(bench: DispatcherBench) -> None:
     """A run that allocates memory or is disturbed does not count against a size."""
     seen: list[int] = []
