@@ -111,12 +111,13 @@ class ModelLoader:
     async def refine(self, is_idle: Callable[[], bool]) -> None:
         """Measure once more what had too little time before: a busy machine, or a slow model.
 
-        A precision is measured while the worker `is_idle`, also asked in a thread. It holds from the next start.
+        This ends once the worker is not idle any more. `is_idle` is also asked in a thread. A precision holds from the
+        next start.
         """
         for model in self._registry.served:
-            if model.unready_reason is None and not (model.retired or model.tuned):
-                await self._tune(model, again=True)
-                model.tuned = True
+            if model.unready_reason is None and not model.retired and model.tunings_left and is_idle():
+                model.tunings_left -= 1
+                await self._tune(model, is_idle)
         for model in self._registry.served:
             if model.unready_reason is None and not model.retired and model.measurements_left and is_idle():
                 await self._measure_precision(model, is_idle)
@@ -255,11 +256,15 @@ class ModelLoader:
                 f"picture: {model.unready_reason}"
             )
 
-    async def _tune(self, model: LoadedModel, *, again: bool = False) -> None:
+    async def _tune(self, model: LoadedModel, is_idle: Callable[[], bool] | None = None) -> None:
         """Find the best batch size of a model that is ready."""
-        best = await self._tuner.tune(model, again=again)
-        model.best_batch, model.tuned = best.images, best.whole
-        if self._registry.get(model.name) is model or not again:
+        best = await (self._tuner.tune_again(model, is_idle) if is_idle else self._tuner.tune(model))
+        if best is None:
+            return
+        model.best_batch = best.images
+        if best.whole or is_idle is not None:
+            model.tunings_left = 0
+        if self._registry.get(model.name) is model or is_idle is None:
             self._metrics.best_batch(model.name, model.best_batch)
 
     async def _finish(self, model: LoadedModel) -> None:

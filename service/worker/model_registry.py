@@ -29,8 +29,8 @@ class LoadedModel:
     `unready_reason`: why it is not fit to serve; None once it gave its committed answer on `reference`, the network
     input of the reference picture. `precision`: what it computes in, once it is on the device, and `deployment`: the
     form of its network there. `best_batch`: the best number of such inputs in one batch; 0 until it is known.
-    `tuned`: it need not be measured again. `measurements_left` bounds those of its precision. `retired`: its slot is
-    being emptied.
+    `tunings_left` bounds how often the best batch is measured again, and `measurements_left` does so for the precision.
+    `retired`: its slot is being emptied.
     """
 
     bundle: Bundle
@@ -41,7 +41,7 @@ class LoadedModel:
     precision: str = ""
     deployment: Deployment = AS_TRAINED
     best_batch: int = 0
-    tuned: bool = False
+    tunings_left: int = MAX_MEASUREMENTS
     measurements_left: int = MAX_MEASUREMENTS
     retired: bool = False
 

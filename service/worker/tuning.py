@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 
@@ -94,6 +94,23 @@ class _Measured:
         return BestBatch(images, seconds, self.all_tried and self.is_stable, lanes)
 
 
+class _Budget:
+    """The time of a measurement. With `is_idle` it also ends once that is false."""
+
+    def __init__(self, clock: Callable[[], float], seconds: float, is_idle: Callable[[], bool] | None) -> None:
+        self._clock = clock
+        self._is_idle = is_idle
+        self.started_s = clock()
+        self.end_s = self.started_s + seconds
+        self.interrupted = False
+
+    def lacks(self, seconds: float) -> bool:
+        """Whether there is no time for so many more seconds."""
+        if self._is_idle is not None and not self._is_idle():
+            self.interrupted = True
+        return self.interrupted or self._clock() + seconds > self.end_s
+
+
 class Tuner:
     """Times models between the batches of requests. `lanes`: of the device, and the most for a single batch.
     `machine_load`: the runnable threads for each core.
@@ -126,44 +143,49 @@ class Tuner:
         self._clock = clock
         self._budget_s = budget_s
 
-    async def tune(self, model: LoadedModel, *, again: bool = False) -> BestBatch:
+    async def tune(self, model: LoadedModel) -> BestBatch:
         """Measure the best batch size of a model and use it from now on. One that was measured by an earlier process is
-        used as it is, unless it shall be measured `again`, for which there is more time.
+        used as it is.
 
         A model that is too slow for its budget is timed for as many sizes as the budget allows, at least one.
 
         Returns:
             The size, for inputs of the reference picture's height and width.
         """
-        started_s = self._clock()
-        end_s = started_s + self._budget_s * (IDLE_BUDGETS if again else 1)
-        height, width, _ = model.reference.pixels.shape
-        shape = Shape(model.name, model.slot, height, width)
-        sizes = _sizes(self._limits.configured(shape))
-        key = (model.version, model.precision, f"at most {sizes[-1]} images", *self._identity)
-        known = None if again else await asyncio.to_thread(self._state.read, "batch", key, BestBatch)
+        shape, sizes, key = self._asked(model)
+        known = await asyncio.to_thread(self._state.read, "batch", key, BestBatch)
         if known is not None and known.seconds > 0 and self._can_be(known, sizes[-1]):
             self._dispatcher.recall_trial(shape, known.images, known.seconds)
             self._use(shape, known)
             log.info("best batch", model=model.name, images=known.images, source="measured before")
             return known
-        job = Job(
-            key=(b"tuning", 0),
-            shape=shape,
-            input=model.reference,
-            params=REFERENCE_PARAMS,
-            enqueued_s=end_s,
-            deadline_s=end_s,
-            reply=_no_reply,
-        )
-        measured = await self._measure(model, job, sizes, end_s)
+        budget = _Budget(self._clock, self._budget_s, is_idle=None)
+        return await self._adopt(model, await self._measure(model, budget), budget)
+
+    async def tune_again(self, model: LoadedModel, is_idle: Callable[[], bool]) -> BestBatch | None:
+        """As `tune`, anew and with more time, while the worker is idle. None: it was not for long enough, and the size
+        that was used before stays."""
+        budget = _Budget(self._clock, self._budget_s * IDLE_BUDGETS, is_idle)
+        measured = await self._measure(model, budget)
+        return None if budget.interrupted else await self._adopt(model, measured, budget)
+
+    def _asked(self, model: LoadedModel) -> tuple[Shape, list[int], tuple[str, ...]]:
+        """What is measured: inputs of a shape in batches of some sizes; and the key of the result in the state."""
+        height, width, _ = model.reference.pixels.shape
+        shape = Shape(model.name, model.slot, height, width)
+        sizes = _sizes(self._limits.configured(shape))
+        return shape, sizes, (model.version, model.precision, f"at most {sizes[-1]} images", *self._identity)
+
+    async def _adopt(self, model: LoadedModel, measured: _Measured, budget: _Budget) -> BestBatch:
+        """Use what was measured, and keep it for the next start."""
         best = measured.choice()
         if self._machine_load() > MAX_LOAD:  # other work may have chosen
             best = msgspec.structs.replace(best, whole=False)
         if model.retired:
             return best
+        shape, _, key = self._asked(model)
         self._use(shape, best)
-        self.measuring_s += self._clock() - started_s
+        self.measuring_s += self._clock() - budget.started_s
         if measured.curve:
             await write_to_disk(self._state.write, "batch", key, best)
         log.info(
@@ -179,24 +201,34 @@ class Tuner:
         )
         return best
 
-    async def _measure(self, model: LoadedModel, job: Job, sizes: Sequence[int], end_s: float) -> _Measured:
-        """What there is time for until `end_s`, at least the smallest size."""
+    async def _measure(self, model: LoadedModel, budget: _Budget) -> _Measured:
+        """What there is time for, at least the smallest size."""
+        shape, sizes, _ = self._asked(model)
+        job = Job(
+            key=(b"tuning", 0),
+            shape=shape,
+            input=model.reference,
+            params=REFERENCE_PARAMS,
+            enqueued_s=budget.end_s,
+            deadline_s=budget.end_s,
+            reply=_no_reply,
+        )
         found, images = _Measured(), sizes[0]
         try:
             for images in sizes:
                 least_s = 2 * images * min(found.curve.values(), default=0.0)
-                if model.retired or (found.curve and self._clock() + least_s > end_s):
+                if model.retired or (found.curve and budget.lacks(least_s)):
                     return found
-                found.curve[images] = await self._time(job, images, end_s)
+                found.curve[images] = await self._time(job, images, budget)
                 if not should_continue(found.curve):
                     break
             for lanes in self._lane_counts():
-                if model.retired or self._clock() + 2 * found.curve[1] > end_s:
+                if model.retired or budget.lacks(2 * found.curve[1]):
                     return found
                 found.alone[lanes] = await self._time_alone(job, lanes)
             found.all_tried = True
             for _ in range(ROUNDS):
-                if found.is_stable or model.retired or not await self._repeat(job, found, end_s):
+                if found.is_stable or model.retired or not await self._repeat(job, found, budget):
                     break
         except OutOfDeviceMemory:
             found.all_tried = bool(found.curve)
@@ -205,15 +237,15 @@ class Tuner:
             log.exception("cannot time a batch", model=model.name, images=images)
         return found
 
-    async def _repeat(self, job: Job, found: _Measured, end_s: float) -> bool:
+    async def _repeat(self, job: Job, found: _Measured, budget: _Budget) -> bool:
         """One more run of everything that was measured. False: there is no time for it."""
         before = found.choice()
         for images, image_s in found.curve.items():
-            if self._clock() + images * image_s > end_s:
+            if budget.lacks(images * image_s):
                 return False
             found.curve[images] = min(image_s, await self._time_at_once(job, images))
         for lanes, seconds in found.alone.items():
-            if self._clock() + seconds > end_s:
+            if budget.lacks(seconds):
                 return False
             found.alone[lanes] = min(seconds, await self._dispatcher.time_batch(job, 1, lanes))
         after = found.choice()
@@ -233,12 +265,12 @@ class Tuner:
         """A slot was emptied: drop what was measured of its model."""
         self._limits.forget(slot)
 
-    async def _time(self, job: Job, images: int, end_s: float) -> float:
+    async def _time(self, job: Job, images: int, budget: _Budget) -> float:
         """The seconds of an image, from as many runs as there is time for."""
         # The first run allocates memory and chooses kernels; it counts only where there is no time for another.
         fastest = await self._time_at_once(job, images)
         for run in range(RUNS):
-            if self._clock() + images * fastest > end_s:
+            if budget.lacks(images * fastest):
                 break
             image_s = await self._time_at_once(job, images)
             fastest = min(fastest, image_s) if run else image_s

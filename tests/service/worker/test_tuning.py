@@ -175,7 +175,22 @@ async def test_an_idle_worker_has_time_for_what_was_cut_short(bench: DispatcherB
     has_curve(bench, lambda images: 40 * (0.9 + 0.1 / images))
     made = tuner(bench, most=4, budget_s=1.0)
     assert not (await made.tune(loaded(bench))).whole
-    assert (await made.tune(loaded(bench), again=True)).whole
+    again = await made.tune_again(loaded(bench), lambda: True)
+    assert again is not None
+    assert again.whole
+
+
+async def test_a_request_ends_a_measurement_that_can_wait(bench: DispatcherBench) -> None:
+    """A worker that is idle no longer runs no further trial, and what was used before stays."""
+    has_curve(bench, lambda images: 40 * (0.1 + 0.9 / images))
+    limits, model = BatchSizeLimits(4, 10**9), loaded(bench)
+    made = Tuner(bench.dispatcher, limits, clock=bench.clock, budget_s=0.05)
+    await made.tune(model)
+    assert limits.max_images(shape(SIDE, FIRST)) == 1
+    ran = len(bench.runner.batches)
+    assert await made.tune_again(model, lambda: len(bench.runner.batches) < ran + 3) is None
+    assert len(bench.runner.batches) == ran + 3
+    assert limits.max_images(shape(SIDE, FIRST)) == 1
 
 
 async def test_the_fastest_of_some_runs_counts_and_never_the_first(bench: DispatcherBench) -> None:
@@ -266,7 +281,9 @@ async def test_what_was_measured_is_used_by_the_next_process(bench: DispatcherBe
     assert (await tuner_of().tune(model)).images == 1
     model.precision, model.version = "", "another"
     assert (await tuner_of().tune(model)).images == 1
-    assert (await tuner_of().tune(loaded(bench), again=True)).images == 1
+    again = await tuner_of().tune_again(loaded(bench), lambda: True)
+    assert again is not None
+    assert again.images == 1
     assert (await tuner_of().tune(loaded(bench))).images == 1
 
 
