@@ -36,12 +36,17 @@ def row(name: str, other: Precision, layers: int, found: Comparison) -> str:
     )
 
 
+def quantised(plain: Bundle, store: Path) -> Bundle:
+    """The model with int8 weights, by variants of the reference picture, whatever its accuracy."""
+    inputs = list(reference_variants(plain.config.preprocessing))
+    return quantise(plain, inputs, store, "int8", minimum=0.0, allow=True)
+
+
 def pair(name: str, store: Path, models_dir: Path | None) -> tuple[Bundle, Bundle]:
     """A model of float weights and the one of int8 weights that was made of it."""
     if name in MODELS:
         plain = random_bundle(store, MODELS[name])
-        inputs = list(reference_variants(plain.config.preprocessing))
-        return plain, quantise(plain, inputs, store, "int8", minimum=0.0, allow=True)
+        return plain, quantised(plain, store)
     made = read_bundle(find_bundle(name, models_dir))
     if made.config.quantisation is None:
         raise SystemExit(f"--models: {name} was not made by `convmlp models quantize`")

@@ -16,12 +16,11 @@ from statistics import median, quantiles
 import torch
 
 from benchmarks.families import CPU, MODELS, Comparison, collect_as_served, compare, random_bundle
+from benchmarks.int8 import quantised
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.net.cpu import rows
 from model.precision import Precision, make_predictor
 from model.predictor import Predictor, load_network
-from model.quantisation.pictures import reference_variants
-from model.quantisation.quantise import quantise
 
 
 def pair(bundle: Bundle, precision: Precision) -> tuple[Predictor, Predictor]:
@@ -50,8 +49,7 @@ def _bundle(name: str, precision: Precision, store: Path, models_dir: Path | Non
     bundle = random_bundle(store, MODELS[name]) if name in MODELS else read_bundle(find_bundle(name, models_dir))
     if precision is not Precision.INT8 or bundle.config.precision == "int8":
         return bundle
-    inputs = list(reference_variants(bundle.config.preprocessing))
-    return quantise(bundle, inputs, store, "int8", minimum=0.0, allow=True)
+    return quantised(bundle, store)
 
 
 def main() -> None:

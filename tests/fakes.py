@@ -250,6 +250,16 @@ class FakeRunner:
     def max_lanes_per_batch(self) -> int:
         return self.lanes
 
+    def block_after(self, batches: int) -> None:
+        """Block the device while it computes the last of so many more batches: the next one waits for `unblocked`."""
+        last = len(self.batches) + batches
+
+        def hold(*_: object) -> None:
+            if len(self.batches) >= last:
+                self.unblocked.clear()
+
+        self.takes = hold
+
     def load(self, slot: str, bundle: Bundle) -> Callable[[], None]:
         self._read_now += 1
         self.most_read_at_once = max(self.most_read_at_once, self._read_now)

@@ -4,9 +4,8 @@ A lane is a part of the device that runs a batch by itself: a core of a CPU, a s
 job waits, and no job waits for others to share its batch. Waiting jobs are spread over the free lanes:
 
 - A lone request on a quiet device gets all lanes that make it faster, as `tuning.py` measured it, because that answers
-  it soonest. It gets fewer
-  where arriving jobs found lanes taken lately: others will arrive while it runs, and two lanes do not make a network
-  twice as fast, so they would lose more than it gains.
+  it soonest. It gets fewer where arriving jobs found lanes taken lately: others will arrive while it runs, and two
+  lanes do not make a network twice as fast, so they would lose more than it gains.
 - Where more jobs wait, each batch gets fewer lanes, in the end one. Several small batches side by side are faster than
   one large batch on all cores: no core waits for the others after each layer, a core that another process takes for a
   moment delays one batch only, and the values of a small batch stay in the caches. Measured for ConvMLP-S at 224 pixels

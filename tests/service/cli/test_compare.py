@@ -75,13 +75,8 @@ async def test_a_comparison_that_is_killed_continues(tmp_path: Path) -> None:
         return [file.read_bytes() if file.exists() else b"" for file in files]
 
     async with open_rest() as rest:
-        runner, ran_batches = rest.worker.runner, len(rest.worker.runner.batches)
-
-        def hold(*_: object) -> None:
-            if len(runner.batches) >= ran_batches + 2:
-                runner.unblocked.clear()
-
-        runner.takes = hold
+        runner = rest.worker.runner
+        runner.block_after(2)
         model = f"{url(rest)}/models/fake_classify"
         command = ["compare", model, model, str(tmp_path / "data"), "--out", str(out), "--json"]
         async with started(*command) as process:

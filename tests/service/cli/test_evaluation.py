@@ -85,13 +85,8 @@ async def test_a_run_that_is_killed_continues(data: Path, tmp_path: Path) -> Non
     out = tmp_path / "out"
     predictions = out / PREDICTIONS_FILE
     async with open_rest() as rest:
-        runner, ran_batches = rest.worker.runner, len(rest.worker.runner.batches)
-
-        def hold(*_: object) -> None:
-            if len(runner.batches) >= ran_batches + 4:
-                runner.unblocked.clear()
-
-        runner.takes = hold
+        runner = rest.worker.runner
+        runner.block_after(4)
         command = [*arguments(rest, data), "--out", str(out)]
         async with started(*command, "--concurrency", "1") as process:
             await until(lambda: predictions.exists() and predictions.read_bytes().count(b"\n") >= 3)
