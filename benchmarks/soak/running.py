@@ -23,7 +23,7 @@ ROLES = ("worker", "rest", "grpc")
 
 
 class CannotStart(Exception):
-    """The service did not become ready."""
+    """The service did not become ready, or does not answer what disturbs nothing."""
 
 
 class Service:

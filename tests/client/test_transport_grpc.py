@@ -323,12 +323,16 @@ async def test_malformed_replies_are_protocol_errors() -> None:
 
 
 async def test_another_server_is_a_connection_error(service: LocalService) -> None:
-    """An HTTP port, and a port without a server, raise ConnectionFailed with the address, and `ready` is False."""
-    for url in (service.url("rest").replace("http", "grpc"), "grpc://127.0.0.1:1"):
+    """An HTTP port, and a port without a server, raise ConnectionFailed with the address, and `ready` is False. Without
+    a server the error has the system's reason and what to check."""
+    unused = "grpc://127.0.0.1:1"
+    nobody = f"cannot connect to {unused}: connection refused (is the service running there?)"
+    rest = service.url("rest").replace("http", "grpc")
+    for url, beginning in ((rest, f"cannot connect to {rest}: "), (unused, nobody)):
         async with AsyncClient(url, retries=0) as client:
             with pytest.raises(ConnectionFailed) as caught:
                 await client.classify(b"picture")
-            assert caught.value.detail.startswith(f"{url}: ")
+            assert caught.value.detail.startswith(beginning)
             assert await client.ready() is False
 
 

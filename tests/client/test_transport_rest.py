@@ -186,15 +186,23 @@ async def test_compressed_responses_are_decoded() -> None:
 
 
 async def test_a_refused_connection_names_the_service() -> None:
-    """If nothing listens, the error names the address without the URL's password, and `ready` is False."""
+    """If nothing listens, the error has the address without the URL's password, the system's reason and what to check;
+    `ready` is False."""
     with closed_port() as port:
         address = f"127.0.0.1:{port}"
         async with AsyncClient(f"http://me:secret@{address}", retries=0) as client:
             with pytest.raises(ConnectionFailed) as caught:
                 await client.classify(b"picture")
             assert await client.ready() is False
-    assert f"cannot connect to http://{address}: " in caught.value.detail
-    assert "secret" not in caught.value.detail
+    refused = f"cannot connect to http://{address}: connection refused (is the service running there?)"
+    assert caught.value.detail == refused
+
+
+async def test_a_host_without_an_address_is_named() -> None:
+    """A host that has no address is an error with the name resolution's reason, and with the port that was meant."""
+    async with AsyncClient("http://nohost.invalid", retries=0) as client:
+        with pytest.raises(ConnectionFailed, match=r"cannot connect to http://nohost\.invalid \(port 80\): \w+"):
+            await client.classify(b"picture")
 
 
 async def test_readiness_of_something_else_is_an_error() -> None:

@@ -6,6 +6,7 @@ Both give equal results and errors.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -19,6 +20,7 @@ R_co = TypeVar("R_co", bound=AnyResult, covariant=True)
 MAX_RESPONSE_BYTES = 256 * 2**20
 """More than the masks of a response take as PNG. The limit is for responses without an end."""
 CONNECT_TIMEOUT_S = 10.0
+DEFAULT_PORTS: Mapping[str, int] = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 443}
 
 StrPath = str | os.PathLike[str]
 Compression = Literal["gzip", "deflate"]
@@ -52,6 +54,13 @@ class TransportConfig:
     @property
     def secure(self) -> bool:
         return self.url.scheme in ("https", "grpcs")
+
+
+def cannot_connect(address: str, reason: str) -> str:
+    """The detail of an error: no connection to a URL, and what to check. A port that the URL leaves out is named."""
+    url = urlsplit(address)
+    port = f" (port {DEFAULT_PORTS[url.scheme]})" if url.port is None else ""
+    return f"cannot connect to {address}{port}: {reason} (is the service running there?)"
 
 
 class ImageStream(Protocol[R_co]):

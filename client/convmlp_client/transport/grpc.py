@@ -18,7 +18,14 @@ from convmlp_client.errors import ClientError, DeadlineExceeded, ProtocolError
 from convmlp_client.geometry import ImageSize
 from convmlp_client.parameters import PredictParams
 from convmlp_client.results import Analysis, Answer, AnyResult, Embedding, Meta, Model, Task
-from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, StrPath, TransportConfig
+from convmlp_client.transport import (
+    CONNECT_TIMEOUT_S,
+    DEFAULT_PORTS,
+    MAX_RESPONSE_BYTES,
+    Attempt,
+    StrPath,
+    TransportConfig,
+)
 from convmlp_client.transport.grpc_errors import error_from_call, error_from_status
 from convmlp_client.transport.grpc_messages import (
     TASKS,
@@ -36,7 +43,6 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=AnyResult)
 Metadata = Sequence[tuple[str, str]]
 
-DEFAULT_PORTS: Final = {"grpc": 8001, "grpcs": 443}
 KEEPALIVE_MS: Final = 30_000
 """Between pings while calls are running: shorter than the idle timeouts of common load balancers, 60 s to 350 s.
 An idle connection is not pinged, because servers close connections of callers that ping too often."""

@@ -24,9 +24,15 @@ from convmlp_client.errors import (
     TooLarge,
     Unauthenticated,
 )
+from convmlp_client.transport import cannot_connect
 
 DOMAIN = "convmlp.v1"
 DETAILS_KEY = "grpc-status-details-bin"
+
+NOT_CONNECTED = ("failed to connect to all addresses", "errors resolving", "DNS resolution failed")
+"""Beginnings of gRPC's texts where there is no connection."""
+REFUSED = "Failed to connect to remote host: "
+"""Stands before the system's words in them."""
 
 ERRORS_WITHOUT_DETAILS: Mapping[int, type[ClientError]] = {
     Code.CANCELLED: ConnectionFailed,
@@ -62,7 +68,7 @@ def error_from_status(status: Status, address: str, request_id: str) -> ClientEr
     if code in SERVICE_ERRORS:
         error_type, detail = SERVICE_ERRORS[code], status.message
     else:
-        error_type, detail = _type_without_details(status), f"{address}: {status.message or Code.Name(status.code)}"
+        error_type, detail = _type_without_details(status), _detail_without_details(status, address)
     error = error_type(
         detail,
         request_id=request.request_id or request_id,
@@ -78,6 +84,13 @@ def _type_without_details(status: Status) -> type[ClientError]:
     if status.code == Code.RESOURCE_EXHAUSTED and "larger than max" in status.message:
         return TooLarge
     return ERRORS_WITHOUT_DETAILS.get(status.code, Internal)
+
+
+def _detail_without_details(status: Status, address: str) -> str:
+    if status.message.startswith(NOT_CONNECTED):
+        *_, reason = status.message.rpartition(REFUSED)
+        return cannot_connect(address, reason if reason == status.message else reason.lower())
+    return f"{address}: {status.message or Code.Name(status.code)}"
 
 
 def _unpack(status: Status, message: Message) -> bool:

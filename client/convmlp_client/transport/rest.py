@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http
+import os
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +31,13 @@ from convmlp_client.errors import (
 from convmlp_client.geometry import ImageSize
 from convmlp_client.parameters import PredictParams
 from convmlp_client.results import Analysis, Answer, AnyResult, Meta, Model, Task
-from convmlp_client.transport import CONNECT_TIMEOUT_S, MAX_RESPONSE_BYTES, Attempt, TransportConfig
+from convmlp_client.transport import (
+    CONNECT_TIMEOUT_S,
+    MAX_RESPONSE_BYTES,
+    Attempt,
+    TransportConfig,
+    cannot_connect,
+)
 
 R = TypeVar("R", bound=AnyResult)
 T = TypeVar("T")
@@ -202,8 +210,7 @@ class RestTransport:
             async with self._http.stream(method, path, content=content, headers=headers) as response:
                 received = await self._read(response)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            reason = str(error) or f"timed out after {CONNECT_TIMEOUT_S:g} s"
-            detail = f"cannot connect to {self._address}: {reason}"
+            detail = cannot_connect(self._address, _reason(error))
             raise ConnectionFailed(detail, request_id=attempt.request_id) from error
         except httpx2.DecodingError as error:
             raise self._unexpected_response(error) from error
@@ -235,6 +242,18 @@ class RestTransport:
 
     def _unexpected_response(self, error: Exception) -> ProtocolError:
         return ProtocolError(f"the response of {self._address} is not one of this service: {error}")
+
+
+def _reason(error: httpx2.TransportError) -> str:
+    """Why no connection was made: the system's words, which lie below the HTTP library's."""
+    cause: BaseException = error
+    while (below := cause.__cause__ or cause.__context__) is not None:
+        cause = below.exceptions[0] if isinstance(below, BaseExceptionGroup) else below
+    if isinstance(cause, socket.gaierror):
+        return str(cause.strerror).lower()
+    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
+        return os.strerror(cause.errno).lower()
+    return str(error) or f"timed out after {CONNECT_TIMEOUT_S:g} s"
 
 
 def _meta(response: HttpResponse, model: str, task: Task) -> Meta:

@@ -210,7 +210,7 @@ class BoundedHttp(HttpToolsProtocol):
                 self._ignore_upgrade(bytes(piece[upgrade.args[0] :]) + data[start:])
                 return
             except httptools.HttpParserError as error:
-                self._refuse(malformed(error))
+                self._refuse(malformed(error, piece))
                 return
             if self.pipeline:
                 self._block()

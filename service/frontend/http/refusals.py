@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
-from http import HTTPStatus
+from dataclasses import dataclass, replace
+from http import HTTPMethod, HTTPStatus
 
 import httptools
 import msgspec
@@ -97,6 +97,10 @@ VERSION = Refusal(
     "HTTP version not supported",
     "this port takes HTTP/1.1 and HTTP/1.0; gRPC has a port of its own",
 )
+_METHODS = ("Invalid method encountered", "Expected space after method")
+"""llhttp's reasons for a method that it does not know, and for what is no HTTP at all."""
+_request_lines = re.compile(rb"(?:\A|\r\n\r\n)([!#$%&'*+.^_`|~\w-]{1,40}) [!-~]+ HTTP/1\.[01]\r\n").findall
+_KNOWN_METHODS = frozenset(method.encode("ascii") for method in HTTPMethod)
 _VERSIONS = ("Invalid HTTP version", "Pause on PRI/Upgrade")
 """llhttp's reasons for a request of another version; the second is HTTP/2's preface."""
 
@@ -131,13 +135,19 @@ def check_head(headers: Iterable[tuple[bytes, bytes]], version: str) -> int:
     return nbytes
 
 
-def malformed(error: httptools.HttpParserError) -> Refusal:
-    """The refusal of what the parser, or one of its callbacks, does not accept."""
+def _unknown_method(method: str) -> Refusal:
+    return replace(CONNECT, detail=f"the method {method!r} is not implemented; upper and lower case differ; see /docs")
+
+
+def malformed(error: httptools.HttpParserError, data: bytes | memoryview) -> Refusal:
+    """The refusal of what the parser, or one of its callbacks, does not accept in `data`."""
     if isinstance(error.__context__, RefusedHead):
         return error.__context__.refusal
     reason = str(error)
     if reason in _VERSIONS:
         return VERSION
+    if reason in _METHODS and (unknown := [one for one in _request_lines(data) if one not in _KNOWN_METHODS]):
+        return _unknown_method(unknown[-1].decode("ascii"))
     if isinstance(error, httptools.HttpParserCallbackError):  # it has no reason of its own
         reason = "the request's target is not a valid path"
     if "-" not in reason.split(" ", 1)[0]:  # a header's name keeps its capital

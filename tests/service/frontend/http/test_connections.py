@@ -118,7 +118,7 @@ async def answer(reader: asyncio.StreamReader) -> tuple[int, dict[str, str], byt
 
 MALFORMED = {
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\r\n\r\n", 400, "malformed-request"),
-    "unknown method": (b"FETCH / HTTP/1.1\r\nHost: x\r\n\r\n", 400, "malformed-request"),
+    "unknown method": (b"FETCH / HTTP/1.1\r\nHost: x\r\n\r\n", 501, "method-not-allowed"),
     "length no number": (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: five\r\n\r\n", 400, "malformed-request"),
     "two lengths": (
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
@@ -152,6 +152,10 @@ MALFORMED = {
     "HTTP/3": (b"GET / HTTP/3.0\r\n\r\n", 505, "http-version"),
     "HTTP/0.9": (b"GET /\r\n\r\n", 505, "http-version"),
     "CONNECT": (b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n", 501, "method-not-allowed"),
+    "method in lower case": (b"get / HTTP/1.1\r\nHost: x\r\n\r\n", 501, "method-not-allowed"),
+    "known method and more": (b"GETS / HTTP/1.0\r\n\r\n", 501, "method-not-allowed"),
+    "garbage": (b"\x16\x03\x01\x02\x00 / HTTP/1.1\r\n\r\n", 400, "malformed-request"),
+    "no target": (b"FROB HTTP/1.1\r\n\r\n", 400, "malformed-request"),
     "endless header": (
         b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * MAX_HEAD_BYTES,
         431,
@@ -182,6 +186,16 @@ async def test_refusals_of_the_parser_are_problems(case: str) -> None:
         writer.close()
         ended = sum(running.ended(reason) for reason in ConnectionEnd)
         assert ended == 1
+
+
+async def test_an_unknown_method_behind_other_requests_is_named() -> None:
+    """The requests before it are answered; then it is 501, which names it."""
+    async with server_of(Echo()) as running:
+        reader, writer = await running.connect(GET % 1 + b"FROB /2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert await answer(reader) == (200, ANY, b"/1 ")
+        status, _, body = await answer(reader)
+        assert (status, "'FROB' is not implemented" in problem_of(body)["detail"]) == (501, True)
+        writer.close()
 
 
 @pytest.mark.parametrize("cut", [100, MAX_HEAD_BYTES - 2, MAX_HEAD_BYTES])
