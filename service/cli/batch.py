@@ -16,7 +16,7 @@ import typer
 from model.errors import ConvMLPError
 from model.types import Task
 from service.batch.sinks import OutputFormat
-from service.cli.console import print_error, printable
+from service.cli.console import counted, print_error, printable
 from service.cli.flags import settings_or_exit
 from service.cli.options import Given, backend_flag, output_flag, parameter_flag, query_string, shared_flags
 from service.errors import BadParameter
@@ -241,8 +241,8 @@ def _print_summary(results: Results) -> None:
     failed = ", ".join(f"{count} {code}" for code, count in errors.most_common())
     typer.echo(
         printable(
-            f"{len(results.done)} pictures -> {results.folder}"
-            + (f"; {errors.total()} errors: {failed}" if errors else "")
+            f"{counted(len(results.done), 'picture')} -> {results.folder}"
+            + (f"; {counted(errors.total(), 'error')}: {failed}" if errors else "")
         )
     )
     if results.repeats:
@@ -293,7 +293,7 @@ class _Bar:
             completed=done,
             total=total,
             rate="" if speed is None else f"{speed:.1f}/s",
-            errors=f"{errors} errors" if errors else "",
+            errors=counted(errors, "error") if errors else "",
         )
 
 
@@ -312,7 +312,7 @@ class _Lines:
         rate = (done - before) / (now_s - before_s)
         of_total = f" of {total}" if total is not None else ""
         left = f", {_duration((total - done) / rate)} left" if total is not None and rate else ""
-        failed = f", {errors} errors" if errors else ""
+        failed = f", {counted(errors, 'error')}" if errors else ""
         print_error(f"{done}{of_total} pictures, {rate:.1f}/s{left}{failed}")
 
 

@@ -15,7 +15,7 @@ import typer
 from model.errors import ConvMLPError
 from model.reference import REFERENCE_PICTURE
 from model.types import Task
-from service.cli.console import number_column, print_error, print_table, text_column
+from service.cli.console import counted, number_column, print_error, print_table, text_column
 from service.cli.options import DEFAULT_URL, ApiKey, Model, Url, output_flag, parameter_flag
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Load:
 
     @property
     def name(self) -> str:
-        return f"{self.concurrency} clients" if self.rate is None else f"{self.rate:g}/s"
+        return counted(self.concurrency, "client") if self.concurrency is not None else f"{self.rate:g}/s"
 
     async def run(self, send: Sender, measurement: Measurement, warm_up_s: float) -> None:
         from service.cli.load.loops import closed_loop, open_loop
@@ -172,7 +172,7 @@ class Report:
             latencies = [f"{value:.1f}" for value in (measurement.mean_ms, *measurement.percentiles_ms(*PERCENTS))]
             errors = ", ".join(_errors(measurement)) or "-"
             rows.append([load.name, str(measurement.requests), f"{measurement.per_second:.1f}", *latencies, errors])
-        print_table(columns, rows, title=f"{self.task} at {self.url}, {self.pictures} image(s)")
+        print_table(columns, rows, title=f"{self.task} at {self.url}, {counted(self.pictures, 'image')}")
 
 
 def _figures(load: Load, measurement: Measurement) -> dict[str, Any]:
