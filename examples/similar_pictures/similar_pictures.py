@@ -81,7 +81,7 @@ def draw_sheet(names: Sequence[str], similarities: Floats, rows: Indices, folder
 def main() -> None:
     parser = argparse.ArgumentParser(description="Find near-duplicates and similar pictures.")
     parser.add_argument("vectors", type=Path, help="the .npy of `convmlp embed`, with its .json beside it")
-    parser.add_argument("--duplicates", type=float, default=0.95, help="minimum cosine similarity (default: %(default)s)")
+    parser.add_argument("--duplicates", type=float, default=0.95, help="minimum similarity (default: %(default)s)")
     parser.add_argument("--count", type=int, default=3, help="similar pictures of each (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, help="draw them into this picture")
     parser.add_argument("--folder", type=Path, default=Path(), help="what relative names are relative to")
