@@ -28,7 +28,10 @@ def main(wanted: str) -> int:
     if build is not None and (build != "cpu" or reaches(f"{INDEX}/cpu/torch/")):
         sys.stdout.write(f"--extra-index-url {INDEX}/{build}\n")
     elif build is not None:
-        sys.stderr.write(f"{INDEX} cannot be reached: torch comes from the configured package index\n")
+        sys.stderr.write(
+            f"{INDEX} cannot be reached: torch comes from the configured package index, perhaps with some 2 GB of CUDA's "
+            "libraries\n"
+        )
     return 0
 
 

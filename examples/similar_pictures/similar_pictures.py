@@ -81,18 +81,22 @@ def draw_sheet(names: Sequence[str], similarities: Floats, rows: Indices, folder
 def main() -> None:
     parser = argparse.ArgumentParser(description="Find near-duplicates and similar pictures.")
     parser.add_argument("vectors", type=Path, help="the .npy of `convmlp embed`, with its .json beside it")
-    parser.add_argument("--duplicates", type=float, default=0.95, help="least cosine similarity (default: %(default)s)")
-    parser.add_argument("--count", type=int, default=4, help="similar pictures of each (default: %(default)s)")
+    parser.add_argument("--duplicates", type=float, default=0.95, help="minimum similarity (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=3, help="similar pictures of each (default: %(default)s)")
     parser.add_argument("--sheet", type=Path, help="draw them into this picture")
     parser.add_argument("--folder", type=Path, default=Path(), help="what relative names are relative to")
     arguments = parser.parse_args()
     vectors = np.load(arguments.vectors)
     names = json.loads(arguments.vectors.with_suffix(".json").read_text(encoding="utf-8"))["names"]
     similarities, rows = nearest(vectors, arguments.count)
-    for group in duplicate_groups(similarities, rows, arguments.duplicates):
+    groups = duplicate_groups(similarities, rows, arguments.duplicates)
+    for group in groups:
         print("near-duplicates:", *(names[row] for row in group))
+    if not groups:
+        print("no near-duplicates")
     if arguments.sheet is not None:
         draw_sheet(names, similarities, rows, arguments.folder).save(arguments.sheet)
+        print(f"{len(names)} pictures -> {arguments.sheet}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ the row has a mask `segmentation`: run lengths, or polygons. Pictures with an er
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -96,23 +96,24 @@ def _annotations(lines: Lines) -> Iterator[dict[str, Any]]:
     for image_id, row in _rows(lines):
         for item in (*row.get("detections", ()), *row.get("segments", ())):
             number += 1
-            yield {"id": number, "image_id": image_id, **_annotation(item, row["image"])}
+            yield {"id": number, "image_id": image_id, **annotation(item, row["image"])}
 
 
-def _annotation(item: dict[str, Any], image: dict[str, int]) -> dict[str, Any]:
-    annotation = {"category_id": item["index"], "score": item.get("score", item.get("confidence")), "iscrowd": 0}
+def annotation(item: Mapping[str, Any], image: Mapping[str, int]) -> dict[str, Any]:
+    """A detection or a segment of the REST API's JSON as COCO has it, without ids; `image`: its width and height."""
+    found = {"category_id": item["index"], "score": item.get("score", item.get("confidence")), "iscrowd": 0}
     if "box" in item:
         box = item["box"]
         width, height = box["xmax"] - box["xmin"], box["ymax"] - box["ymin"]
-        annotation["bbox"] = [box["xmin"], box["ymin"], round(width, 2), round(height, 2)]
-        annotation["area"] = round(width * height, 2)
+        found["bbox"] = [box["xmin"], box["ymin"], round(width, 2), round(height, 2)]
+        found["area"] = round(width * height, 2)
     if "mask" in item:
-        annotation["segmentation"] = item["mask"]
+        found["segmentation"] = item["mask"]
         data = item["mask"]["counts"] if isinstance(item["mask"], dict) else tuple(map(tuple, item["mask"]))
         mask = Mask(ImageSize(image["width"], image["height"]), data)
-        annotation["area"] = mask.area
-        annotation.setdefault("bbox", _bounds(mask))
-    return annotation
+        found["area"] = mask.area
+        found.setdefault("bbox", _bounds(mask))
+    return found
 
 
 def _bounds(mask: Mask) -> list[int]:

@@ -8,34 +8,13 @@ import typer
 
 from model.types import Task
 from service.cli.options import (
-    DEFAULT_URL,
-    PARAMETERS,
-    AgnosticNms,
-    ApiKey,
-    AsJson,
     BackendOptions,
-    Classes,
-    ConfidenceMap,
-    FormOption,
+    Given,
     Images,
-    IouThreshold,
-    Local,
-    MaskFormat,
-    Masks,
-    MaxDetections,
-    MinArea,
-    ModelsDir,
-    PixelThreshold,
-    Save,
-    Threshold,
-    TileOverlap,
-    Tiles,
-    TimeoutMs,
-    TopK,
-    Url,
-    backend_options,
-    output_options,
+    OutputOptions,
+    parameter_flag,
     query_string,
+    shared_flags,
 )
 from service.cli.predict import local_backend, predict_images
 from service.errors import BadParameter
@@ -47,70 +26,26 @@ if TYPE_CHECKING:
 
 Tasks = Annotated[
     str | None,
-    typer.Option(
+    parameter_flag(
         metavar="TASK,…",
         help="Tasks, each by its default model: classify, detect, segment. Default: all that a model is served for.",
-        rich_help_panel=PARAMETERS,
     ),
 ]
-Models = Annotated[
-    str | None,
-    typer.Option(metavar="NAME,…", help="Models instead of tasks.", rich_help_panel=PARAMETERS),
-]
+Models = Annotated[str | None, parameter_flag(metavar="NAME,…", help="Models instead of tasks.")]
 
 
-def analyze(
-    context: typer.Context,
-    images: Images,
-    tasks: Tasks = None,
-    models: Models = None,
-    top_k: TopK = None,
-    score_threshold: Threshold = None,
-    max_detections: MaxDetections = None,
-    classes: Classes = None,
-    iou_threshold: IouThreshold = None,
-    agnostic_nms: AgnosticNms = None,
-    min_area: MinArea = None,
-    threshold: PixelThreshold = None,
-    confidence_map: ConfidenceMap = None,
-    tiles: Tiles = None,
-    tile_overlap: TileOverlap = None,
-    masks: Masks = None,
-    mask_format: MaskFormat = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-    local: Local = False,
-    models_dir: ModelsDir = None,
-    timeout_ms: TimeoutMs = None,
-    form: FormOption = None,
-    as_json: AsJson = False,
-    save: Save = None,
-) -> None:
+@shared_flags(
+    *("tasks", "models", "top_k", "score_threshold", "max_detections", "classes", "iou_threshold", "agnostic_nms"),
+    *("min_area", "threshold", "confidence_map", "tiles", "tile_overlap", "masks", "mask_format"),
+    tasks=Tasks,
+    models=Models,
+)
+def analyze(images: Images, given: Given, backend: BackendOptions, output: OutputOptions) -> None:
     """Analyze images: print the answers of several tasks or models, from one upload of each."""
-    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
-    output = output_options(form, as_json, save, coco=False)
-    parameters = {
-        "tasks": tasks,
-        "models": models,
-        "top_k": top_k,
-        "score_threshold": score_threshold,
-        "max_detections": max_detections,
-        "classes": classes,
-        "iou_threshold": iou_threshold,
-        "agnostic_nms": agnostic_nms,
-        "min_area": min_area,
-        "threshold": threshold,
-        "confidence_map": confidence_map,
-        "tiles": tiles,
-        "tile_overlap": tile_overlap,
-        "masks": masks,
-        "mask_format": mask_format,
-    }
-    given = {name: value for name, value in parameters.items() if value is not None}
-    predict_images("analyze", images, output, lambda: _open_backend(given, options))
+    predict_images("analyze", images, output, lambda: _open_backend(given, backend))
 
 
-def _open_backend(given: dict[str, Any], options: BackendOptions) -> AnalysisBackend:
+def _open_backend(given: Given, options: BackendOptions) -> AnalysisBackend:
     from service.cli.backends import RemoteAnalysis
     from service.frontend.api.rest.analyze import read_analyze_query
 

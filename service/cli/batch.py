@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,25 +16,9 @@ import typer
 from model.errors import ConvMLPError
 from model.types import Task
 from service.batch.sinks import OutputFormat
-from service.cli.console import print_error, printable
+from service.cli.console import counted, print_error, printable
 from service.cli.flags import settings_or_exit
-from service.cli.options import (
-    BACKEND,
-    OUTPUT,
-    PARAMETERS,
-    AgnosticNms,
-    Classes,
-    IouThreshold,
-    Masks,
-    MaxDetections,
-    MinArea,
-    PixelThreshold,
-    Threshold,
-    TileOverlap,
-    Tiles,
-    TopK,
-    query_string,
-)
+from service.cli.options import Given, backend_flag, output_flag, parameter_flag, query_string, shared_flags
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -45,8 +30,7 @@ if TYPE_CHECKING:
     from service.batch.sinks import Results
     from service.batch.sources import Source
 
-SOURCE = "Source"
-"""Panel of the help."""
+source_flag = partial(typer.Option, rich_help_panel="Source")
 LINE_INTERVAL_S = 30.0
 """Between two lines of progress where stderr is no terminal."""
 
@@ -67,120 +51,85 @@ Out = Annotated[
 ]
 Tasks = Annotated[
     str | None,
-    typer.Option(
+    parameter_flag(
         "--task",
         metavar="TASK,…",
         help="classify, detect, segment, or several, from one decoding of each picture. Default: those of --model.",
-        rich_help_panel=PARAMETERS,
     ),
 ]
 Models = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="NAME,…", help="Models. Default: each task's default model.", rich_help_panel=PARAMETERS
-    ),
+    str | None, parameter_flag("--model", metavar="NAME,…", help="Models. Default: each task's default model.")
 ]
 ConfidenceMap = Annotated[
-    bool | None,
-    typer.Option("--confidence-map", help="Add the confidence of each pixel, as a PNG.", rich_help_panel=PARAMETERS),
+    bool | None, parameter_flag("--confidence-map", help="Add the confidence of each pixel, as a PNG.")
 ]
 MaskFormat = Annotated[
-    str | None,
-    typer.Option(
-        metavar="FORMAT",
-        help="Format of masks: rle, png, polygon or none. Default: rle.",
-        rich_help_panel=PARAMETERS,
-    ),
+    str | None, parameter_flag(metavar="FORMAT", help="Format of masks: rle, png, polygon or none. Default: rle.")
 ]
 Format = Annotated[
     OutputFormat,
-    typer.Option(
+    output_flag(
         "--format",
         help="jsonl: a line for each picture; parquet: a row, with typed columns; coco: one document with all boxes "
         "and masks.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 EndpointUrl = Annotated[
     str | None,
-    typer.Option(
+    source_flag(
         envvar="AWS_ENDPOINT_URL",
         help="Of an S3-compatible store, such as http://minio:9000. Credentials and region: the AWS_… variables.",
-        rich_help_panel=SOURCE,
     ),
 ]
 ImageColumn = Annotated[
     str | None,
-    typer.Option(
+    source_flag(
         metavar="NAME",
         help="Parquet's column of pictures: bytes, paths, or structs of them. Default: found by its name.",
-        rich_help_panel=SOURCE,
     ),
 ]
 IdColumn = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME", help="Parquet's column of unique ids. Default: file and row number.", rich_help_panel=SOURCE
-    ),
+    str | None, source_flag(metavar="NAME", help="Parquet's column of unique ids. Default: file and row number.")
 ]
 Precision = Annotated[
     str | None,
-    typer.Option(
-        help="exact, fp32, fp16, bf16, int8 or auto (the fastest that agrees with fp32). Default: auto.",
-        rich_help_panel=BACKEND,
-    ),
+    backend_flag(help="exact, fp32, fp16, bf16, int8 or auto (the fastest that agrees with fp32). Default: auto."),
 ]
 Device = Annotated[
-    str | None,
-    typer.Option(help="auto (all GPUs, or else the CPU), cpu, cuda or cuda:N. Default: auto.", rich_help_panel=BACKEND),
+    str | None, backend_flag(help="auto (all GPUs, or else the CPU), cpu, cuda or cuda:N. Default: auto.")
 ]
 Processes = Annotated[
-    int | None,
-    typer.Option(
-        min=1, max=1024, help="Processes that score. Default: one for each GPU, or 8 cores.", rich_help_panel=BACKEND
-    ),
+    int | None, backend_flag(min=1, max=1024, help="Processes that score. Default: one for each GPU, or 8 cores.")
 ]
 Address = Annotated[
     str | None,
-    typer.Option(
+    backend_flag(
         metavar="ADDRESS",
         help="A Ray cluster that reads IN at the same paths: HOST:PORT of its head, auto on one of its nodes, or local "
         "to start Ray here. Default: processes of this machine, without Ray.",
-        rich_help_panel=BACKEND,
     ),
 ]
 BatchImages = Annotated[
-    int | None,
-    typer.Option(min=1, max=1024, help="Largest batch. Default: 8 on a CPU, 32 on a GPU.", rich_help_panel=BACKEND),
+    int | None, backend_flag(min=1, max=1024, help="Largest batch. Default: 8 on a CPU, 32 on a GPU.")
 ]
 ModelsDir = Annotated[
-    Path | None,
-    typer.Option(
-        envvar="CONVMLP_MODELS_DIR",
-        help="Folder of models, in addition to the embedded ones.",
-        rich_help_panel=BACKEND,
-    ),
+    Path | None, backend_flag(envvar="CONVMLP_MODELS_DIR", help="Folder of models, in addition to the embedded ones.")
 ]
 
 
+@shared_flags(
+    *("top_k", "score_threshold", "max_detections", "classes", "iou_threshold", "agnostic_nms", "min_area"),
+    *("threshold", "confidence_map", "tiles", "tile_overlap", "masks", "mask_format"),
+    confidence_map=ConfidenceMap,
+    mask_format=MaskFormat,
+)
 def batch(
     source: In,
     out: Out,
+    *,
     tasks: Tasks = None,
     model: Models = None,
-    top_k: TopK = None,
-    score_threshold: Threshold = None,
-    max_detections: MaxDetections = None,
-    classes: Classes = None,
-    iou_threshold: IouThreshold = None,
-    agnostic_nms: AgnosticNms = None,
-    min_area: MinArea = None,
-    threshold: PixelThreshold = None,
-    confidence_map: ConfidenceMap = None,
-    tiles: Tiles = None,
-    tile_overlap: TileOverlap = None,
-    masks: Masks = None,
-    mask_format: MaskFormat = None,
+    given: Given,
     output_format: Format = OutputFormat.JSONL,
     endpoint_url: EndpointUrl = None,
     image_column: ImageColumn = None,
@@ -197,23 +146,8 @@ def batch(
     A run that was stopped or killed continues with the same command; each picture has one row in the end.
     `manifest.json` in OUT has models, parameters and counts. The exit status is 1 if a picture has an error.
     """
-    parameters = {
-        "models": model,
-        "top_k": top_k,
-        "score_threshold": score_threshold,
-        "max_detections": max_detections,
-        "classes": classes,
-        "iou_threshold": iou_threshold,
-        "agnostic_nms": agnostic_nms,
-        "min_area": min_area,
-        "threshold": threshold,
-        "confidence_map": confidence_map,
-        "tiles": tiles,
-        "tile_overlap": tile_overlap,
-        "masks": masks,
-        "mask_format": mask_format,
-    }
-    given = {name: value for name, value in parameters.items() if value is not None}
+    if model is not None:
+        given["models"] = model
     settings = settings_or_exit(precision=precision, device=device, models_dir=models_dir)
     from service.batch.plan import read_plan
     from service.batch.pool import LocalPool
@@ -307,8 +241,8 @@ def _print_summary(results: Results) -> None:
     failed = ", ".join(f"{count} {code}" for code, count in errors.most_common())
     typer.echo(
         printable(
-            f"{len(results.done)} pictures -> {results.folder}"
-            + (f"; {errors.total()} errors: {failed}" if errors else "")
+            f"{counted(len(results.done), 'picture')} -> {results.folder}"
+            + (f"; {counted(errors.total(), 'error')}: {failed}" if errors else "")
         )
     )
     if results.repeats:
@@ -359,7 +293,7 @@ class _Bar:
             completed=done,
             total=total,
             rate="" if speed is None else f"{speed:.1f}/s",
-            errors=f"{errors} errors" if errors else "",
+            errors=counted(errors, "error") if errors else "",
         )
 
 
@@ -378,7 +312,7 @@ class _Lines:
         rate = (done - before) / (now_s - before_s)
         of_total = f" of {total}" if total is not None else ""
         left = f", {_duration((total - done) / rate)} left" if total is not None and rate else ""
-        failed = f", {errors} errors" if errors else ""
+        failed = f", {counted(errors, 'error')}" if errors else ""
         print_error(f"{done}{of_total} pictures, {rate:.1f}/s{left}{failed}")
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
@@ -14,8 +15,8 @@ import typer
 from model.errors import ConvMLPError
 from model.reference import REFERENCE_PICTURE
 from model.types import Task
-from service.cli.console import number_column, print_error, print_table, text_column
-from service.cli.options import DEFAULT_URL, OUTPUT, PARAMETERS, ApiKey, Model, Url
+from service.cli.console import counted, number_column, print_error, print_table, text_column
+from service.cli.options import DEFAULT_URL, ApiKey, Model, Url, output_flag, parameter_flag
 
 if TYPE_CHECKING:
     from service.cli.load.loops import Measurement, Sender
@@ -26,8 +27,7 @@ MAX_SECONDS = 3600.0
 MAX_IMAGES_BYTES = 2**30
 PERCENTS = (50, 90, 95, 99)
 
-LOAD = "Load"
-"""A panel of the help."""
+load_flag = partial(typer.Option, rich_help_panel="Load")
 
 Images = Annotated[
     list[str] | None,
@@ -35,32 +35,19 @@ Images = Annotated[
 ]
 Concurrency = Annotated[
     str | None,
-    typer.Option(
+    load_flag(
         metavar="N,N,…",
         help="Closed loop: N clients, each sending its next request after each answer. Default: 1,8,32.",
-        rich_help_panel=LOAD,
     ),
 ]
 Rate = Annotated[
     str | None,
-    typer.Option(
-        metavar="R,R,…",
-        help="Open loop: R requests per second, whatever the service does (Poisson).",
-        rich_help_panel=LOAD,
-    ),
+    load_flag(metavar="R,R,…", help="Open loop: R requests per second, whatever the service does (Poisson)."),
 ]
-Seconds = Annotated[
-    float,
-    typer.Option(min=0.1, max=MAX_SECONDS, help="Duration of each measurement, in seconds.", rich_help_panel=LOAD),
-]
-WarmUp = Annotated[
-    float,
-    typer.Option(min=0.0, max=MAX_SECONDS, help="Load before each measurement, in seconds.", rich_help_panel=LOAD),
-]
-TimeoutMs = Annotated[
-    int, typer.Option(min=1, max=600_000, help="Deadline of each request, in milliseconds.", rich_help_panel=LOAD)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel=OUTPUT)]
+Seconds = Annotated[float, load_flag(min=0.1, max=MAX_SECONDS, help="Duration of each measurement, in seconds.")]
+WarmUp = Annotated[float, load_flag(min=0.0, max=MAX_SECONDS, help="Load before each measurement, in seconds.")]
+TimeoutMs = Annotated[int, load_flag(min=1, max=600_000, help="Deadline of each request, in milliseconds.")]
+AsJson = Annotated[bool, output_flag("--json", help="Print JSON instead of a table.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +59,7 @@ class Load:
 
     @property
     def name(self) -> str:
-        return f"{self.concurrency} clients" if self.rate is None else f"{self.rate:g}/s"
+        return counted(self.concurrency, "client") if self.concurrency is not None else f"{self.rate:g}/s"
 
     async def run(self, send: Sender, measurement: Measurement, warm_up_s: float) -> None:
         from service.cli.load.loops import closed_loop, open_loop
@@ -86,7 +73,7 @@ class Load:
 
 def bench(
     images: Images = None,
-    task: Annotated[Task, typer.Option(help="The task of each request.", rich_help_panel=PARAMETERS)] = Task.CLASSIFY,
+    task: Annotated[Task, parameter_flag(help="The task of each request.")] = Task.CLASSIFY,
     model: Model = None,
     concurrency: Concurrency = None,
     rate: Rate = None,
@@ -185,7 +172,7 @@ class Report:
             latencies = [f"{value:.1f}" for value in (measurement.mean_ms, *measurement.percentiles_ms(*PERCENTS))]
             errors = ", ".join(_errors(measurement)) or "-"
             rows.append([load.name, str(measurement.requests), f"{measurement.per_second:.1f}", *latencies, errors])
-        print_table(columns, rows, title=f"{self.task} at {self.url}, {self.pictures} image(s)")
+        print_table(columns, rows, title=f"{self.task} at {self.url}, {counted(self.pictures, 'image')}")
 
 
 def _figures(load: Load, measurement: Measurement) -> dict[str, Any]:

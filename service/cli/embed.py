@@ -14,20 +14,15 @@ import typer
 
 from model.errors import ConvMLPError
 from model.types import Task
-from service.cli.console import print_error, printable
+from service.cli.console import counted, print_error, printable
 from service.cli.options import (
-    DEFAULT_URL,
-    OUTPUT,
-    PARAMETERS,
-    ApiKey,
     BackendOptions,
+    Given,
     Images,
-    Local,
-    ModelsDir,
-    TimeoutMs,
-    Url,
-    backend_options,
+    output_flag,
+    parameter_flag,
     query_string,
+    shared_flags,
 )
 from service.cli.predict import local_backend
 from service.errors import BadParameter
@@ -39,20 +34,13 @@ if TYPE_CHECKING:
 
 Out = Annotated[
     Path,
-    typer.Option(
+    output_flag(
         help="File for the vectors: .npy, with the names of the images in a .json file beside it; or .parquet, which "
-        "has both, and needs pyarrow.",
-        rich_help_panel=OUTPUT,
+        "has both, and needs pyarrow."
     ),
 ]
-Model = Annotated[
-    str | None,
-    typer.Option(help="Name of a classifier. Default: the default model for classify.", rich_help_panel=PARAMETERS),
-]
-Normalize = Annotated[
-    bool,
-    typer.Option("--normalize/--no-normalize", help="Scale vectors to a length of 1.", rich_help_panel=PARAMETERS),
-]
+Model = Annotated[str | None, parameter_flag(help="Name of a classifier. Default: the default model for classify.")]
+Normalize = Annotated[bool, parameter_flag("--normalize/--no-normalize", help="Scale vectors to a length of 1.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,22 +52,11 @@ class Vectors:
     rows: list[Embedding]
 
 
-def embed(
-    context: typer.Context,
-    images: Images,
-    out: Out,
-    model: Model = None,
-    normalize: Normalize = False,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-    local: Local = False,
-    models_dir: ModelsDir = None,
-    timeout_ms: TimeoutMs = None,
-) -> None:
+@shared_flags("model", model=Model)
+def embed(images: Images, *, out: Out, given: Given, normalize: Normalize = False, backend: BackendOptions) -> None:
     """Embed images: write a classifier's features of each, as vectors to search, cluster or train with."""
     from service.cli.inputs import image_files
 
-    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
     write = WRITERS.get(out.suffix.lower())
     if write is None:
         raise typer.BadParameter(f"--out {printable(str(out))} does not end with one of {', '.join(WRITERS)}")
@@ -89,11 +66,9 @@ def embed(
             "write .npy"
         )
     files = image_files(images)
-    given: dict[str, str | float] = {"normalize": normalize}
-    if model is not None:
-        given["model"] = model
+    given["normalize"] = normalize
     try:
-        vectors, status = asyncio.run(_embed_all(_open_backend(given, options), files))
+        vectors, status = asyncio.run(_embed_all(_open_backend(given, backend), files))
         if vectors is None:
             raise typer.Exit(status)
         if write is write_npy:
@@ -105,12 +80,12 @@ def embed(
     except OSError as error:
         print_error(f"{out}: cannot be written: {error.strerror}")
         raise typer.Exit(1) from None
-    typer.echo(printable(f"{len(vectors.rows)} vectors of {len(vectors.rows[0].vector)} numbers -> {out}"))
+    typer.echo(printable(f"{counted(len(vectors.rows), 'vector')} of {len(vectors.rows[0].vector)} numbers -> {out}"))
     if status:
         raise typer.Exit(status)
 
 
-def _open_backend(given: dict[str, str | float], options: BackendOptions) -> Backend:
+def _open_backend(given: Given, options: BackendOptions) -> Backend:
     from convmlp_client.results import Task as ClientTask
     from service.cli.backends import LocalBackend, RemoteBackend
     from service.frontend.api.rest.embed import read_embed_query
@@ -134,24 +109,19 @@ async def _embed_all(backend: Backend, files: Sequence[ImageFile]) -> tuple[Vect
     """
     from convmlp_client.results import Embedding
     from service.cli.backends import NoAnswer
-    from service.cli.output import interrupted, predict_each
+    from service.cli.output import predict_all
 
     names: list[str] = []
     rows: list[Embedding] = []
-    status, done = 0, 0
-    outcomes = predict_each(backend.predict, files, backend.concurrency)
-    try:
-        async with aclosing(backend), aclosing(outcomes):
-            async for image, outcome in outcomes:
-                done += 1
-                if isinstance(outcome, ConvMLPError):
-                    status = 1
-                    continue
-                assert isinstance(outcome, Embedding)
-                names.append(image.name.encode("utf-8", "replace").decode())
-                rows.append(outcome)
-    except asyncio.CancelledError:  # Ctrl-C
-        status = interrupted(done, len(files))
+
+    def take(image: ImageFile, outcome: object) -> bool:
+        if isinstance(outcome, Embedding):
+            names.append(image.name.encode("utf-8", "replace").decode())
+            rows.append(outcome)
+        return isinstance(outcome, Embedding)
+
+    async with aclosing(backend):
+        status = await predict_all(backend.predict, files, backend.concurrency, take)
     models = {row.meta.model for row in rows}
     if len(models) > 1:
         raise NoAnswer(f"the service changed its model meanwhile ({', '.join(sorted(models))}); name one with --model")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from convmlp_client.transport import connection_reason
 from model.errors import ImageTooLarge, ImageUndecodable
 from service.cli.inputs import MAX_READ_BYTES, ImageFile
 
@@ -71,16 +71,5 @@ class ImageReader:
                     if len(data) > self._max_bytes:
                         raise ImageTooLarge(f"has more than {self._max_bytes:,} bytes; name a smaller picture")
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise ImageUndecodable(f"cannot be downloaded: {_reason(error)}") from None
+            raise ImageUndecodable(f"cannot be downloaded: {connection_reason(error)}") from None
         return bytes(data)
-
-
-def _reason(error: Exception) -> str:
-    """What httpx2 or the system reports; its class where that is nothing."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, OSError) and cause.errno is not None:
-            # asyncio has another text; the numbers of a resolver's errors are negative.
-            return (os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)).lower()
-        cause = cause.__cause__ or cause.__context__
-    return str(error) or type(error).__name__

@@ -44,34 +44,22 @@ T = TypeVar("T")
 
 
 async def print_results(backend: Backend | AnalysisBackend, images: Sequence[ImageFile], printer: Printer) -> int:
-    """Predict the images and print each result. Returns the exit status: 0, 1 if one failed, or INTERRUPTED.
+    """Predict the images and print each result. Returns as `predict_all`.
 
     Raises:
         NoAnswer: as `Printer.end`.
     """
-    status, done = 0, 0
-    outcomes = predict_each(backend.predict, images, backend.concurrency)
-    try:
-        async with aclosing(outcomes):
-            async for image, outcome in outcomes:
-                status = status if printer.add(image.name, outcome) else 1
-                done += 1
-    except asyncio.CancelledError:  # Ctrl-C
-        status = interrupted(done, len(images))
+    status = await predict_all(
+        backend.predict, images, backend.concurrency, lambda one, out: printer.add(one.name, out)
+    )
     printer.end()
     return status
-
-
-def interrupted(done: int, total: int) -> int:
-    """Print how far the command came. Returns the exit status."""
-    print_error(f"interrupted; {done} of {total} images are done")
-    return INTERRUPTED
 
 
 async def save_drawings(
     backend: Backend | AnalysisBackend, images: Sequence[ImageFile], paths: Sequence[Path], view: View | None = None
 ) -> int:
-    """Draw each result on its image, or take `view` of it, and write it to its path. Returns as `print_results`."""
+    """Draw each result on its image, or take `view` of it, and write it to its path. Returns as `predict_all`."""
     picture_format = FORMATS[paths[0].suffix.lower()]
     target_of = dict(zip(images, paths, strict=True))
 
@@ -81,17 +69,10 @@ async def save_drawings(
             return await asyncio.to_thread(_view_of, result, view)
         return await asyncio.to_thread(drawn, image, result, picture_format)
 
-    status, done = 0, 0
-    outcomes = predict_each(draw, images, backend.concurrency)
-    try:
-        async with aclosing(outcomes):
-            async for image, outcome in outcomes:
-                written = not isinstance(outcome, ConvMLPError) and _write(image, target_of[image], outcome)
-                status = status if written else 1
-                done += 1
-    except asyncio.CancelledError:  # Ctrl-C
-        status = interrupted(done, len(images))
-    return status
+    def write(image: ImageFile, outcome: bytes | ConvMLPError) -> bool:
+        return not isinstance(outcome, ConvMLPError) and _write(image, target_of[image], outcome)
+
+    return await predict_all(draw, images, backend.concurrency, write)
 
 
 def _write(image: ImageFile, target: Path, drawing: bytes) -> bool:
@@ -130,10 +111,33 @@ def _view_of(result: Result | Analysis, view: View) -> bytes:
         raise NoAnswer(f"the result has no {view} of its pixels: {error}") from error
 
 
-async def predict_each(
+async def predict_all(
+    predict: Callable[[bytes], Awaitable[T]],
+    images: Sequence[ImageFile],
+    concurrency: int,
+    take: Callable[[ImageFile, T | ConvMLPError], bool],
+) -> int:
+    """Predict the images. `take` gets the result of each in their order, or an error that was printed, and returns
+    whether it is complete.
+
+    Returns the exit status: 0, 1 if one is not complete, or INTERRUPTED.
+    """
+    status, done = 0, 0
+    outcomes = _predict_each(predict, images, concurrency)
+    try:
+        async with aclosing(outcomes):
+            async for image, outcome in outcomes:
+                status = status if take(image, outcome) else 1
+                done += 1
+    except asyncio.CancelledError:  # Ctrl-C
+        print_error(f"interrupted; {done} of {len(images)} images are done")
+        status = INTERRUPTED
+    return status
+
+
+async def _predict_each(
     predict: Callable[[bytes], Awaitable[T]], images: Sequence[ImageFile], concurrency: int
 ) -> AsyncGenerator[tuple[ImageFile, T | ConvMLPError], None]:
-    """The images in their order, each with its result, or with an error that was printed."""
     slots = asyncio.Semaphore(concurrency)
     fatal: ConvMLPError | None = None
 

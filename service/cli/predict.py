@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -15,36 +16,14 @@ from model.types import Task
 from service.cli.console import print_error
 from service.cli.flags import settings_or_exit
 from service.cli.options import (
-    DEFAULT_URL,
-    AgnosticNms,
-    ApiKey,
-    AsJson,
     BackendOptions,
-    Classes,
-    ConfidenceMap,
-    FormOption,
+    Given,
     Images,
-    IouThreshold,
-    Local,
-    MaskFormat,
-    Masks,
-    MaxDetections,
-    MinArea,
-    Model,
-    ModelsDir,
     OutputOptions,
-    PixelThreshold,
-    Save,
     ShownView,
-    Threshold,
-    TileOverlap,
-    Tiles,
-    TimeoutMs,
-    TopK,
-    Url,
-    backend_options,
-    output_options,
     query_string,
+    read_view,
+    shared_flags,
 )
 from service.errors import BadParameter
 
@@ -56,119 +35,41 @@ if TYPE_CHECKING:
 B = TypeVar("B")
 
 
-def classify(
-    context: typer.Context,
-    images: Images,
-    model: Model = None,
-    top_k: TopK = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-    local: Local = False,
-    models_dir: ModelsDir = None,
-    timeout_ms: TimeoutMs = None,
-    form: FormOption = None,
-    as_json: AsJson = False,
-    save: Save = None,
-) -> None:
+@shared_flags("model", "top_k")
+def classify(images: Images, given: Given, backend: BackendOptions, output: OutputOptions) -> None:
     """Classify images: print the most probable labels."""
-    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
-    output = output_options(form, as_json, save, coco=False)
-    _predict(Task.CLASSIFY, images, {"model": model, "top_k": top_k}, options, output)
+    _predict(Task.CLASSIFY, images, given, backend, output)
 
 
-def detect(
-    context: typer.Context,
-    images: Images,
-    model: Model = None,
-    score_threshold: Threshold = None,
-    max_detections: MaxDetections = None,
-    classes: Classes = None,
-    iou_threshold: IouThreshold = None,
-    agnostic_nms: AgnosticNms = None,
-    min_area: MinArea = None,
-    tiles: Tiles = None,
-    tile_overlap: TileOverlap = None,
-    masks: Masks = None,
-    mask_format: MaskFormat = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-    local: Local = False,
-    models_dir: ModelsDir = None,
-    timeout_ms: TimeoutMs = None,
-    form: FormOption = None,
-    as_json: AsJson = False,
-    save: Save = None,
-) -> None:
+@shared_flags(
+    *("model", "score_threshold", "max_detections", "classes", "iou_threshold", "agnostic_nms", "min_area"),
+    *("tiles", "tile_overlap", "masks", "mask_format"),
+    coco=True,
+)
+def detect(images: Images, given: Given, backend: BackendOptions, output: OutputOptions) -> None:
     """Detect objects in images: print labels, scores and boxes."""
-    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
-    output = output_options(form, as_json, save)
-    parameters = {
-        "model": model,
-        "score_threshold": score_threshold,
-        "max_detections": max_detections,
-        "classes": classes,
-        "iou_threshold": iou_threshold,
-        "agnostic_nms": agnostic_nms,
-        "min_area": min_area,
-        "tiles": tiles,
-        "tile_overlap": tile_overlap,
-        "masks": masks,
-        "mask_format": mask_format,
-    }
-    _predict(Task.DETECT, images, parameters, options, output)
+    _predict(Task.DETECT, images, given, backend, output)
 
 
+@shared_flags(
+    *("model", "classes", "min_area", "threshold", "confidence_map"),
+    *("tiles", "tile_overlap", "masks", "mask_format"),
+    coco=True,
+)
 def segment(
-    context: typer.Context,
-    images: Images,
-    model: Model = None,
-    classes: Classes = None,
-    min_area: MinArea = None,
-    threshold: PixelThreshold = None,
-    confidence_map: ConfidenceMap = None,
-    tiles: Tiles = None,
-    tile_overlap: TileOverlap = None,
-    masks: Masks = None,
-    mask_format: MaskFormat = None,
-    url: Url = DEFAULT_URL,
-    api_key: ApiKey = None,
-    local: Local = False,
-    models_dir: ModelsDir = None,
-    timeout_ms: TimeoutMs = None,
-    form: FormOption = None,
-    as_json: AsJson = False,
-    save: Save = None,
-    view: ShownView = None,
+    images: Images, given: Given, backend: BackendOptions, output: OutputOptions, view: ShownView = None
 ) -> None:
     """Segment images: give every pixel a class, and print the classes' areas."""
-    options = backend_options(context, url, api_key, local, models_dir, timeout_ms)
-    output = output_options(form, as_json, save, view)
+    output = replace(output, view=read_view(view, output.save))
     if view == "confidence":
-        confidence_map = True
+        given["confidence_map"] = True
     elif view == "labelmap":  # it has all classes
-        classes = min_area = None
-    parameters = {
-        "model": model,
-        "classes": classes,
-        "min_area": min_area,
-        "threshold": threshold,
-        "confidence_map": confidence_map,
-        "tiles": tiles,
-        "tile_overlap": tile_overlap,
-        "masks": masks,
-        "mask_format": mask_format,
-    }
-    _predict(Task.SEGMENT, images, parameters, options, output)
+        given.pop("classes", None)
+        given.pop("min_area", None)
+    _predict(Task.SEGMENT, images, given, backend, output)
 
 
-def _predict(
-    task: Task,
-    images: list[str],
-    parameters: Mapping[str, str | float | None],
-    options: BackendOptions,
-    output: OutputOptions,
-) -> None:
-    given = {name: value for name, value in parameters.items() if value is not None}
+def _predict(task: Task, images: list[str], given: Given, options: BackendOptions, output: OutputOptions) -> None:
     from service.cli.printers import Form
 
     prints_masks = output.as_json or output.form is Form.JSON_LINES

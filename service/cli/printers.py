@@ -71,9 +71,6 @@ class TablePrinter:
     def add(self, name: str, outcome: Outcome) -> bool:
         if isinstance(outcome, ConvMLPError):
             return False
-        if not isinstance(outcome, Analysis):
-            print_result(name, outcome)
-            return True
         for answer in _answers(outcome).values():
             print_result(name, answer)
         return _print_errors(name, outcome)
@@ -90,12 +87,9 @@ class LinePrinter:
     def add(self, name: str, outcome: Outcome) -> bool:
         if isinstance(outcome, ConvMLPError):
             return False
-        if isinstance(outcome, Analysis):
-            text = "; ".join(f"{of}: {summary(answer)}" for of, answer in _answers(outcome).items())
-        else:
-            text = summary(outcome)
+        text = "; ".join(f"{of}: {summary(one)}" if of else summary(one) for of, one in _answers(outcome).items())
         print_line(f"{printable(name):<{self._width}}  {printable(text)}".rstrip())
-        return not isinstance(outcome, Analysis) or _print_errors(name, outcome)
+        return _print_errors(name, outcome)
 
     def end(self) -> None: ...
 
@@ -122,14 +116,13 @@ class CsvPrinter:
     def add(self, name: str, outcome: Outcome) -> bool:
         if isinstance(outcome, ConvMLPError):
             return False
-        answers = list(_answers(outcome).values()) if isinstance(outcome, Analysis) else [outcome]
-        for answer in answers:
+        for answer in _answers(outcome).values():
             head = {"file": _text(name), "width": answer.image.width, "height": answer.image.height}
             head |= {"task": answer.meta.task.value, "model": answer.meta.model}
             for item in _items(answer):
                 row = head | item
                 self._print([row.get(column, "") for column in self._columns])
-        return not isinstance(outcome, Analysis) or _print_errors(name, outcome)
+        return _print_errors(name, outcome)
 
     def end(self) -> None: ...
 
@@ -220,22 +213,15 @@ class CocoPrinter:
     def add(self, name: str, outcome: Outcome) -> bool:
         if not isinstance(outcome, Detections | Segmentation):
             return False
-        number = len(self._images) + 1
-        size = outcome.image
-        self._images.append({"id": number, "file_name": _text(name), "width": size.width, "height": size.height})
-        if isinstance(outcome, Detections):
-            self._labels |= {one.index: one.label for one in outcome.detections}
-            for detection in outcome.to_coco(number):
-                _, _, width, height = detection["bbox"]
-                self._annotate({"area": width * height, **detection})
-        else:
-            self._labels |= {one.index: one.label for one in outcome.segments}
-            for segment in outcome.to_coco(number):
-                self._annotate(segment)
-        return True
+        from service.batch.coco import annotation
 
-    def _annotate(self, row: Mapping[str, object]) -> None:
-        self._annotations.append({"id": len(self._annotations) + 1, **row, "iscrowd": 0})
+        number, row = len(self._images) + 1, outcome.to_dict()
+        self._images.append({"id": number, "file_name": _text(name), **row["image"]})
+        for item in (*row.get("detections", ()), *row.get("segments", ())):
+            self._labels[item["index"]] = item["label"]
+            ids = {"id": len(self._annotations) + 1, "image_id": number}
+            self._annotations.append(ids | annotation(item, row["image"]))
+        return True
 
     def end(self) -> None:
         if self._images:
@@ -315,13 +301,17 @@ def _items(result: Result) -> Iterator[dict[str, Any]]:
             raise TypeError("vectors are written into files")
 
 
-def _answers(analysis: Analysis) -> dict[str, Result]:
-    return {of: answer for of, answer in analysis.answers.items() if not isinstance(answer, ClientError)}
+def _answers(outcome: Result | Analysis) -> dict[str, Result]:
+    """The results, by the names of an analysis's answers; a single result has none."""
+    if not isinstance(outcome, Analysis):
+        return {"": outcome}
+    return {of: answer for of, answer in outcome.answers.items() if not isinstance(answer, ClientError)}
 
 
-def _print_errors(name: str, analysis: Analysis) -> bool:
-    """Print the errors of single answers. Returns whether there are none."""
-    errors = {of: answer for of, answer in analysis.answers.items() if isinstance(answer, ClientError)}
+def _print_errors(name: str, outcome: Result | Analysis) -> bool:
+    """Print the errors of an analysis's answers. Returns whether there are none."""
+    answers = outcome.answers if isinstance(outcome, Analysis) else {}
+    errors = {of: answer for of, answer in answers.items() if isinstance(answer, ClientError)}
     for of, error in errors.items():
         print_error(f"{name}: {of}: {error.detail}")
     return not errors

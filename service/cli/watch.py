@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,26 +15,7 @@ import typer
 from model.errors import ConvMLPError
 from model.types import Task
 from service.cli.console import print_error, printable
-from service.cli.options import (
-    BACKEND,
-    OUTPUT,
-    PARAMETERS,
-    AgnosticNms,
-    ApiKey,
-    Classes,
-    IouThreshold,
-    MaskFormat,
-    Masks,
-    MaxDetections,
-    MinArea,
-    Model,
-    PixelThreshold,
-    Threshold,
-    TileOverlap,
-    Tiles,
-    TopK,
-    query_string,
-)
+from service.cli.options import ApiKey, Given, backend_flag, output_flag, parameter_flag, query_string, shared_flags
 from service.errors import BadParameter
 
 if TYPE_CHECKING:
@@ -43,7 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_URL = "grpc://127.0.0.1:8001"
 DEFAULT_TIMEOUT_MS = 10_000
 
-SOURCE_PANEL = "Source"
+source_flag = partial(typer.Option, rich_help_panel="Source")
 
 Source = Annotated[
     str,
@@ -52,55 +33,27 @@ Source = Annotated[
         help="A folder that fills, http://CAMERA/… (MJPEG), a video file, or rtsp://CAMERA/….",
     ),
 ]
-TaskOption = Annotated[Task, typer.Option("--task", help="What to predict.", rich_help_panel=PARAMETERS)]
-Fps = Annotated[
-    float | None,
-    typer.Option(help="Frames in a second, at most. Default: all that come.", rich_help_panel=SOURCE_PANEL),
-]
-Existing = Annotated[
-    bool,
-    typer.Option(
-        "--existing", help="Of a folder: also the files that are there at the start.", rich_help_panel=SOURCE_PANEL
-    ),
-]
+TaskOption = Annotated[Task, parameter_flag("--task", help="What to predict.")]
+Fps = Annotated[float | None, source_flag(help="Frames in a second, at most. Default: all that come.")]
+Existing = Annotated[bool, source_flag("--existing", help="Of a folder: also the files that are there at the start.")]
 Reconnects = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        help="How often to open a lost source again before giving up, after growing pauses.",
-        rich_help_panel=SOURCE_PANEL,
-    ),
+    int, source_flag(min=0, help="How often to open a lost source again before giving up, after growing pauses.")
 ]
 InFlight = Annotated[
     int,
-    typer.Option(
-        min=1,
-        max=64,
-        help="Frames in progress, at most. Of those that come meanwhile the newest is kept.",
-        rich_help_panel=BACKEND,
-    ),
+    backend_flag(min=1, max=64, help="Frames in progress, at most. Of those that come meanwhile the newest is kept."),
 ]
 Url = Annotated[
     str,
-    typer.Option(
-        envvar="CONVMLP_URL",
-        help="The running service: grpc://HOST:PORT, grpcs://…, http://HOST:PORT or https://….",
-        rich_help_panel=BACKEND,
+    backend_flag(
+        envvar="CONVMLP_URL", help="The running service: grpc://HOST:PORT, grpcs://…, http://HOST:PORT or https://…."
     ),
 ]
-TimeoutMs = Annotated[
-    int, typer.Option(min=1, help="Deadline for each frame, in milliseconds.", rich_help_panel=BACKEND)
-]
+TimeoutMs = Annotated[int, backend_flag(min=1, help="Deadline for each frame, in milliseconds.")]
 SaveFolder = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER", help="Also draw each result on its frame, into a JPEG file here.", rich_help_panel=OUTPUT
-    ),
+    Path | None, output_flag(metavar="FOLDER", help="Also draw each result on its frame, into a JPEG file here.")
 ]
-WebhookUrl = Annotated[
-    str | None,
-    typer.Option(metavar="URL", help="Also POST each line to this address.", rich_help_panel=OUTPUT),
-]
+WebhookUrl = Annotated[str | None, output_flag(metavar="URL", help="Also POST each line to this address.")]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,25 +73,18 @@ class WatchOptions:
     webhook: str | None
 
 
+@shared_flags(
+    *("model", "top_k", "score_threshold", "max_detections", "classes", "iou_threshold", "agnostic_nms", "min_area"),
+    *("threshold", "tiles", "tile_overlap", "masks", "mask_format"),
+)
 def watch(
     source: Source,
+    *,
     task: TaskOption = Task.DETECT,
     fps: Fps = None,
     existing: Existing = False,
     reconnects: Reconnects = 10,
-    model: Model = None,
-    top_k: TopK = None,
-    score_threshold: Threshold = None,
-    max_detections: MaxDetections = None,
-    classes: Classes = None,
-    iou_threshold: IouThreshold = None,
-    agnostic_nms: AgnosticNms = None,
-    min_area: MinArea = None,
-    threshold: PixelThreshold = None,
-    tiles: Tiles = None,
-    tile_overlap: TileOverlap = None,
-    masks: Masks = None,
-    mask_format: MaskFormat = None,
+    given: Given,
     url: Url = DEFAULT_URL,
     api_key: ApiKey = None,
     timeout_ms: TimeoutMs = DEFAULT_TIMEOUT_MS,
@@ -150,22 +96,6 @@ def watch(
 
     Where a camera is faster than the service, frames are dropped, and the newest one is next. Files are never dropped.
     """
-    parameters = {
-        "model": model,
-        "top_k": top_k,
-        "score_threshold": score_threshold,
-        "max_detections": max_detections,
-        "classes": classes,
-        "iou_threshold": iou_threshold,
-        "agnostic_nms": agnostic_nms,
-        "min_area": min_area,
-        "threshold": threshold,
-        "tiles": tiles,
-        "tile_overlap": tile_overlap,
-        "masks": masks,
-        "mask_format": mask_format,
-    }
-    given = {name: value for name, value in parameters.items() if value is not None}
     options = WatchOptions(source, task, fps, existing, reconnects, in_flight, url, api_key, timeout_ms, save, webhook)
     _check(options, given)
     status = asyncio.run(_watch(options, given))
@@ -173,7 +103,7 @@ def watch(
         raise typer.Exit(status)
 
 
-def _check(options: WatchOptions, given: Mapping[str, str | float]) -> None:
+def _check(options: WatchOptions, given: Given) -> None:
     """Raises typer.BadParameter."""
     from service.frontend.api.rest.query import read_query
 
@@ -193,7 +123,7 @@ def _check(options: WatchOptions, given: Mapping[str, str | float]) -> None:
         raise typer.BadParameter("--existing is for a folder")
 
 
-async def _watch(options: WatchOptions, given: Mapping[str, str | float]) -> int:
+async def _watch(options: WatchOptions, given: Given) -> int:
     """The exit status."""
     from contextlib import AsyncExitStack
 

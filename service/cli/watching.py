@@ -22,7 +22,7 @@ from convmlp_client.results import Result
 from model.errors import ConvMLPError
 from model.types import Task
 from service.cli.backends import NoAnswer, domain_error
-from service.cli.console import print_error
+from service.cli.console import counted, print_error
 from service.cli.output import drawn
 from service.cli.sources.feed import Feed, TakenFrame
 from service.cli.webhook import Webhook
@@ -176,7 +176,7 @@ class Watching:
         wanted = max(1, feed.seen - feed.skipped)
         lost = feed.dropped + self._unanswered
         parts = [
-            f"{feed.seen} frames in {seconds:.0f} s",
+            f"{counted(feed.seen, 'frame')} in {seconds:.0f} s",
             f"{self._answered} answered ({self._answered / max(seconds, 1e-3):.1f}/s)",
             f"{lost} dropped ({lost / wanted:.0%})",
         ]

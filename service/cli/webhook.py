@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import httpx2
 
+from convmlp_client.transport import connection_reason
 from service.cli.sources.frame import shown
 
 MAX_WAITING = 64
@@ -83,7 +84,7 @@ class Webhook:
             try:
                 response = await client.post(self._url, content=body)
             except httpx2.HTTPError as error:
-                failure = str(error) or type(error).__name__
+                failure = connection_reason(error)
                 continue
             if response.is_success:
                 return ""

@@ -48,7 +48,7 @@ def test_similar_pictures_are_found(tmp_path: Path) -> None:
     np.save(tmp_path / "vectors.npy", np.array([[1, 0], [0, 3], [2, 0.1], [-1, 0]], np.float32))
     script = ROOT / "examples/similar_pictures/similar_pictures.py"
     found = _run([sys.executable, str(script), "vectors.npy", "--sheet", "sheet.png", "--count", "2"], tmp_path)
-    assert found == "near-duplicates: 0.jpg 2.jpg\n"
+    assert found == "near-duplicates: 0.jpg 2.jpg\n4 pictures -> sheet.png\n"
     with PIL.Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width == 3 * 128
 

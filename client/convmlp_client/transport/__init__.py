@@ -6,6 +6,7 @@ Both give equal results and errors.
 from __future__ import annotations
 
 import os
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
@@ -112,3 +113,23 @@ def parse_url(url: str) -> SplitResult:
     if parts.query or parts.fragment or (parts.scheme.startswith("grpc") and parts.path.strip("/")):
         raise ValueError(f"{url!r} has more parts than the URL of a service; {expected}")
     return parts
+
+
+def connection_reason(error: BaseException) -> str:
+    """Why a connection failed, in the words of the system or of TLS; the error's own text where there are none.
+
+    HTTP clients raise errors of their own, such as "All connection attempts failed", from those that have the reason.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, BaseExceptionGroup):  # of the addresses of a host
+            cause = cause.exceptions[0]
+            continue
+        if isinstance(cause, ssl.SSLError):
+            reason = getattr(cause, "verify_message", "") or (cause.reason or str(cause)).replace("_", " ")
+            return f"TLS: {reason.lower()}"
+        if isinstance(cause, OSError) and cause.errno is not None:
+            # asyncio puts addresses into its text; the numbers of a resolver's errors are negative.
+            return (os.strerror(cause.errno) if cause.errno > 0 else str(cause.strerror)).lower()
+        cause = cause.__cause__ or cause.__context__
+    return str(error) or type(error).__name__

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import http
-import os
-import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -37,6 +35,7 @@ from convmlp_client.transport import (
     Attempt,
     TransportConfig,
     cannot_connect,
+    connection_reason,
 )
 
 R = TypeVar("R", bound=AnyResult)
@@ -163,11 +162,10 @@ class RestTransport:
         try:
             for name, answer in result.answers.items():
                 found = answer_from_json(answer, replace(meta, model=content.models.get(name, "")))
-                answers[name] = (
-                    _error_of_problem(found, self._address, meta.request_id)
-                    if isinstance(found, ProblemJSON)
-                    else found
-                )
+                if isinstance(found, ProblemJSON):
+                    answers[name] = _error_of_problem(found, found.status, self._address, meta.request_id)
+                else:
+                    answers[name] = found
         except msgspec.DecodeError as error:
             raise self._unexpected_response(error) from error
         return Analysis(result.image, answers, content.models, meta)
@@ -210,7 +208,9 @@ class RestTransport:
             async with self._http.stream(method, path, content=content, headers=headers) as response:
                 received = await self._read(response)
         except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
-            detail = cannot_connect(self._address, _reason(error))
+            timed_out = isinstance(error, httpx2.ConnectTimeout)
+            reason = f"timed out after {CONNECT_TIMEOUT_S:g} s" if timed_out else connection_reason(error)
+            detail = cannot_connect(self._address, reason)
             raise ConnectionFailed(detail, request_id=attempt.request_id) from error
         except httpx2.DecodingError as error:
             raise self._unexpected_response(error) from error
@@ -244,18 +244,6 @@ class RestTransport:
         return ProtocolError(f"the response of {self._address} is not one of this service: {error}")
 
 
-def _reason(error: httpx2.TransportError) -> str:
-    """Why no connection was made: the system's words, which lie below the HTTP library's."""
-    cause: BaseException = error
-    while (below := cause.__cause__ or cause.__context__) is not None:
-        cause = below.exceptions[0] if isinstance(below, BaseExceptionGroup) else below
-    if isinstance(cause, socket.gaierror):
-        return str(cause.strerror).lower()
-    if isinstance(cause, OSError) and not isinstance(cause, ssl.SSLError) and cause.errno:
-        return os.strerror(cause.errno).lower()
-    return str(error) or f"timed out after {CONNECT_TIMEOUT_S:g} s"
-
-
 def _meta(response: HttpResponse, model: str, task: Task) -> Meta:
     return Meta(
         model=model,
@@ -264,14 +252,6 @@ def _meta(response: HttpResponse, model: str, task: Task) -> Meta:
         timings_ms=_parse_server_timing(response.headers.get("server-timing", "")),
         precision=response.headers.get("x-model-precision", ""),
     )
-
-
-def _error_of_problem(problem: ProblemJSON, address: str, request_id: str) -> ClientError:
-    """The error of a problem that stands in the place of an answer."""
-    code, error_type, detail = _classify_problem(problem, problem.status, address)
-    error = error_type(detail, request_id=request_id)
-    error.code = code
-    return error
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,37 +270,30 @@ class RestImageStream(Generic[R]):
 
 def error_from_response(response: HttpResponse, address: str, request_id: str) -> ClientError:
     """The error of a response that is not a success; ProtocolError if the response is not from this service."""
-    error_type, code, detail = _classify(response, address)
-    error = error_type(
-        detail,
-        request_id=response.headers.get("x-request-id", request_id),
-        retry_after_s=_parse_retry_after(response.headers.get("retry-after", "")),
-    )
-    if code is not None:
-        error.code = code
-    return error
-
-
-def _classify(response: HttpResponse, address: str) -> tuple[type[ClientError], str | None, str]:
-    """The class of the error, its code if the service gave one, and the detail."""
-    problem = _decode_problem(response)
     status = response.status
-    if problem is None:
-        location = f" (to {response.headers['location']})" if "location" in response.headers else ""
-        detail = f"{address} returned {status} {_reason_phrase(status)}{location}, which is not a reply of this service"
-        return PROXY_ERRORS.get(status, ProtocolError), None, detail
-    code, error_type, detail = _classify_problem(problem, status, address)
-    return error_type, code, detail
+    request_id = response.headers.get("x-request-id", request_id)
+    retry_after_s = _parse_retry_after(response.headers.get("retry-after", ""))
+    if (problem := _decode_problem(response)) is not None:
+        return _error_of_problem(problem, status, address, request_id, retry_after_s)
+    location = f" (to {response.headers['location']})" if "location" in response.headers else ""
+    detail = f"{address} returned {status} {_reason_phrase(status)}{location}, which is not a reply of this service"
+    return PROXY_ERRORS.get(status, ProtocolError)(detail, request_id=request_id, retry_after_s=retry_after_s)
 
 
-def _classify_problem(problem: ProblemJSON, status: int, address: str) -> tuple[str, type[ClientError], str]:
-    """The code of the service's own error, its class and its detail."""
-    _, _, code = problem.type.rpartition("/")
+def _error_of_problem(
+    problem: ProblemJSON, status: int, address: str, request_id: str, retry_after_s: float | None = None
+) -> ClientError:
+    """The service's own error, with its code."""
+    code = problem.type.rpartition("/")[2]
     if code in SERVICE_ERRORS:
-        return code, SERVICE_ERRORS[code], problem.detail
-    # An unknown path means a wrong URL. Other unknown codes are those of a newer service.
-    error_type = ProtocolError if status in (404, 405) else PROXY_ERRORS.get(status, Internal)
-    return code, error_type, f"{address}: {problem.detail}"
+        error_type, detail = SERVICE_ERRORS[code], problem.detail
+    else:
+        # An unknown path means a wrong URL. Other unknown codes are those of a newer service.
+        error_type = ProtocolError if status in (404, 405) else PROXY_ERRORS.get(status, Internal)
+        detail = f"{address}: {problem.detail}"
+    error = error_type(detail, request_id=request_id, retry_after_s=retry_after_s)
+    error.code = code
+    return error
 
 
 def _decode_problem(response: HttpResponse) -> ProblemJSON | None:

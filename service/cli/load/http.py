@@ -8,7 +8,6 @@ client.
 from __future__ import annotations
 
 import asyncio
-import os
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,8 @@ from types import TracebackType
 from typing import Self, cast
 
 import httptools
+
+from convmlp_client.transport import connection_reason
 
 MAX_BODY_BYTES = 256 * 2**20
 CONNECT_TIMEOUT_S = 10.0
@@ -82,9 +83,7 @@ class Connections:
         except TimeoutError:
             raise ConnectionBroken(f"cannot connect within {CONNECT_TIMEOUT_S:g} s") from None
         except OSError as error:
-            # asyncio puts addresses into its message; names that cannot be resolved have a negative errno.
-            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
-            raise ConnectionBroken(f"cannot connect: {reason.lower()}") from error
+            raise ConnectionBroken(f"cannot connect: {connection_reason(error)}") from error
         self._open.add(connection)
         return connection
 

@@ -103,4 +103,5 @@ def outcome_of(response: Response) -> Outcome:
         code = msgspec.json.decode(response.body, type=_Problem).type.rpartition("/")[2]
     except msgspec.DecodeError:
         code = ""
-    return Outcome(Status.REFUSED if response.status in REFUSALS else Status.FAILED, code or f"HTTP {response.status}")
+    status = Status.REFUSED if response.status in REFUSALS else Status.FAILED
+    return Outcome(status, code or f"HTTP {response.status}, which is not a reply of this service")

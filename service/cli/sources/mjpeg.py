@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Generator, Iterator
 
 import httpx2
 
+from convmlp_client.transport import connection_reason
 from service.cli.sources.frame import Frame, SourceLost, shown
 
 MEDIA_TYPE = "multipart/x-mixed-replace"
@@ -161,6 +162,6 @@ def _reason(error: Exception) -> str:
         case httpx2.TimeoutException():
             return f"nothing came for {SILENCE_S:g} s"
         case httpx2.ConnectError():
-            return "no connection"
+            return f"cannot connect: {connection_reason(error)}"
         case _:
             return "the connection broke"

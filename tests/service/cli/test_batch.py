@@ -98,7 +98,7 @@ async def test_rows_are_what_the_other_commands_answer(environment: dict[str, st
         convmlp("batch", f"{tmp_path}/in", str(out), "--task", "classify,detect", environment=environment),
         convmlp("analyze", f"{tmp_path}/in/a.jpg", "--local", "--json", environment=environment),
     )
-    assert (ran.status, ran.out.decode()) == (1, f"2 pictures -> {out}; 1 errors: 1 unsupported-format\n")
+    assert (ran.status, ran.out.decode()) == (1, f"2 pictures -> {out}; 1 error: 1 unsupported-format\n")
     found = {row["id"]: row for row in rows(out)}
     (expected,) = json.loads(local.out)["results"]
     assert found["a.jpg"] == {"id": "a.jpg", **expected}

@@ -25,8 +25,8 @@ async def test_a_table_shows_throughput_and_latency(rest: Rest) -> None:
     ran = await convmlp("bench", "--url", url(rest), "--concurrency", "1,4", "--rate", "50", *SHORT)
     assert ran.status == 0
     rows = [line.split() for line in ran.lines]
-    assert rows[0] == ["classify", "at", f"{url(rest)},", "1", "image(s)"]
-    assert [row[:2] for row in rows[2:4]] == [["1", "clients"], ["4", "clients"]]
+    assert rows[0] == ["classify", "at", f"{url(rest)},", "1", "image"]
+    assert [row[:2] for row in rows[2:4]] == [["1", "client"], ["4", "clients"]]
     assert rows[4][0] == "50/s"
     assert [row[-1] for row in rows[2:]] == ["-"] * 3
     assert all(float(figure) > 0 for row in rows[2:4] for figure in row[2:-1])

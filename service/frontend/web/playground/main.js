@@ -282,7 +282,12 @@ function showModels() {
 function modelInWords(model) {
   const [figure] = Object.entries(model.accuracy?.metrics ?? {});
   const measured = figure ? `; ${METRICS[figure[0]] ?? figure[0]} ${(100 * figure[1]).toFixed(1)} %` : "";
-  return `${model.labels.length} classes, ${model.precision} on ${model.device}${measured};`;
+  return `${classesInWords(model.labels)}; ${model.precision} on ${model.device}${measured};`;
+}
+
+// All names of a few classes, or the first two of many.
+function classesInWords(labels) {
+  return labels.length < 4 ? labels.join(", ") : `${labels.length} classes: ${labels.slice(0, 2).join(", ")}, …`;
 }
 
 function showParameters() {

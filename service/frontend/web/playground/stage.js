@@ -100,7 +100,8 @@ export class Stage {
   drawBox(item) {
     const { context, canvas } = this;
     const [kx, ky] = [canvas.width / item.image.width, canvas.height / item.image.height];
-    const unit = Math.max(canvas.width, canvas.height) / 640;
+    // On a small screen, where the canvas is shown smaller than it is, labels stay readable.
+    const unit = Math.max(canvas.width / (canvas.clientWidth || canvas.width), Math.max(canvas.width, canvas.height) / 640);
     const { xmin, ymin, xmax, ymax } = item.box;
     const [left, top, width, height] = [xmin * kx, ymin * ky, (xmax - xmin) * kx, (ymax - ymin) * ky];
     context.globalAlpha = this.highlighted !== null && this.highlighted !== item ? 0.25 : 1;
