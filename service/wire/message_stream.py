@@ -14,8 +14,8 @@ import contextlib
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from operator import attrgetter
 
 import numpy as np
@@ -34,10 +34,12 @@ MAX_UNSENT_BYTES = 256 << 20
 """That may wait for a peer to read. It is above what jobs in progress hold, so only a stuck peer reaches it."""
 SEND_BUFFER_BYTES = 1 << 20
 """The kernel's, for one direction: all jobs of one message. Linux grants at most `net.core.wmem_max`."""
-IN_A_ROW = 256
-"""Parts of messages received from one peer before the rest of the process may run."""
+BUFFER_BYTES = 8192
+"""Read in one system call besides the frames of a message that has begun. It holds the heads of most messages."""
+IN_A_ROW = 4
+"""System calls that receive from one peer before the rest of the process may run."""
 PARTS_TOGETHER = 512
-"""Sent in one system call; Linux takes 1024."""
+"""Sent or received in one system call; Linux takes 1024."""
 
 _PREFIX = struct.Struct("<II")
 _nbytes = attrgetter("nbytes")
@@ -74,15 +76,15 @@ class MessageStream:
         self._loop = asyncio.get_running_loop()
         self.is_open = False
         """Whether the peer has greeted, and the connection lives."""
-        self._prefix = memoryview(bytearray(_PREFIX.size))
-        self._rest = memoryview(bytearray(len(GREETING)))
-        """Where the next bytes go: the greeting, or the prefix, the sizes and header, or a frame of a message."""
-        self._greeting = self._rest
-        self._head: memoryview | None = None
-        """Sizes and header of a message, once its prefix is complete."""
-        self._frames: list[memoryview] = []
-        self._unfilled: Iterator[memoryview] | None = None
-        """The frames that follow, once sizes and header are complete."""
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        """Begins with what has arrived of the next message's head: its prefix, sizes and header."""
+        self._buffered = 0
+        self._head_bytes = 0
+        """Of that head; 0 where it is not known yet."""
+        self._message: tuple[memoryview, Frames] | None = None
+        """A message whose head is complete."""
+        self._unfilled: deque[memoryview] = deque()
+        """What is missing of its frames."""
         self._unsent: deque[memoryview] = deque()
         self._unsent_bytes = 0
         self._finishing = False
@@ -131,57 +133,95 @@ class MessageStream:
         self._unsent.clear()
 
     def _receive(self) -> None:
-        """Receive what has arrived. All is in this one function: calls would cost more than their few lines."""
-        received = False
+        """Receive what has arrived. Each system call reads the rest of a message, and what follows it."""
+        received, unfilled = False, self._unfilled
         try:
             for _ in range(IN_A_ROW):
+                room = self._buffer[self._buffered :]
                 try:
-                    count = self._socket.recv_into(self._rest)
+                    if unfilled:
+                        count = self._socket.recvmsg_into([*islice(chain(unfilled, (room,)), PARTS_TOGETHER)])[0]
+                    else:
+                        count = self._socket.recv_into(room)
                 except BlockingIOError:  # the kernel has no more
                     break
-                if count < len(self._rest):
-                    if not count:
-                        self._end(None)
-                        return
-                    self._rest = self._rest[count:]
+                if not count:
+                    self._end(None)
+                    return
+                while unfilled and count >= len(unfilled[0]):
+                    count -= len(unfilled.popleft())
+                if unfilled:
+                    unfilled[0] = unfilled[0][count:]
                     break
-                if self._head is None:
-                    if not self.is_open:
-                        self._open()
-                        continue
-                    size, count = _PREFIX.unpack(self._prefix)
-                    if not 0 < size <= HEADER_BYTES or count > MAX_FRAMES:
-                        raise StreamRefused(f"it announces a header of {size} bytes and {count} frames")
-                    self._head = self._rest = memoryview(bytearray(8 * count + size))
-                    continue
-                if self._unfilled is None:
-                    count = _PREFIX.unpack(self._prefix)[1]
-                    for size in struct.unpack_from(f"<{count}Q", self._head):
-                        if size > self._max_frame_bytes:
-                            raise StreamRefused(f"it announces a frame of {size} bytes of {self._max_frame_bytes}")
-                        try:
-                            self._frames.append(np.empty(size, np.uint8).data)
-                        except MemoryError:
-                            raise StreamRefused(f"there is no memory for its frame of {size} bytes") from None
-                    self._unfilled = filter(len, self._frames)
-                if (rest := next(self._unfilled, None)) is not None:
-                    self._rest = rest
-                    continue
-                frames, header = self._frames, self._head[8 * len(self._frames) :]
-                self._rest, self._head, self._frames, self._unfilled = self._prefix, None, [], None
-                received = True
-                self.on_message(header, frames)
+                rest = self._buffer[: self._buffered + count]
+                while not unfilled:
+                    if self._message is not None:
+                        (header, frames), self._message = self._message, None
+                        received = True
+                        self.on_message(header, frames)
+                        if not self.is_open:
+                            return
+                    if len(rest) < _PREFIX.size or not (taken := self._take_head(rest)):
+                        break
+                    rest = rest[taken:]
+                self._buffered = len(rest)
+                if self._buffered or len(self._buffer) > BUFFER_BYTES:
+                    self._keep_head(rest)
+                if count < len(room):
+                    break
         except Exception as error:  # `on_end` gets it
             self._end(error)
             return
         if received and self._on_drained is not None:
             self._loop.call_soon(self._on_drained)
 
-    def _open(self) -> None:
-        if self._greeting != GREETING:
+    def _take_head(self, rest: memoryview) -> int:
+        """Begin the next message with what is received of it: how many bytes that took; 0 where its head is incomplete.
+
+        Raises:
+            StreamRefused: it is no message, or too large.
+        """
+        if not self.is_open:
+            self._open(rest[: len(GREETING)])
+            return len(GREETING)
+        size, count = _PREFIX.unpack_from(rest)
+        if not 0 < size <= HEADER_BYTES or count > MAX_FRAMES:
+            raise StreamRefused(f"it announces a header of {size} bytes and {count} frames")
+        header_start = _PREFIX.size + 8 * count
+        taken: int = header_start + size
+        self._head_bytes = taken
+        if len(rest) < taken:
+            return 0
+        frames: list[memoryview] = []
+        for frame_bytes in struct.unpack_from(f"<{count}Q", rest, _PREFIX.size):
+            if frame_bytes > self._max_frame_bytes:
+                raise StreamRefused(f"it announces a frame of {frame_bytes} bytes of {self._max_frame_bytes}")
+            try:
+                frame = np.empty(frame_bytes, np.uint8).data
+            except MemoryError:
+                raise StreamRefused(f"there is no memory for its frame of {frame_bytes} bytes") from None
+            frames.append(frame)
+            there = rest[taken : taken + frame_bytes]
+            frame[: len(there)] = there
+            taken += len(there)
+            if len(there) < frame_bytes:
+                self._unfilled.append(frame[len(there) :])
+        header = rest[header_start : self._head_bytes]
+        # The buffer takes other bytes before all frames are complete.
+        self._message = memoryview(bytes(header)) if self._unfilled else header, frames
+        self._head_bytes = 0
+        return taken
+
+    def _keep_head(self, rest: memoryview) -> None:
+        """Move an incomplete head to the beginning of the buffer, which is as large as that head needs."""
+        if len(self._buffer) != (size := max(BUFFER_BYTES, self._head_bytes)):
+            self._buffer = memoryview(bytearray(size))
+        self._buffer[: len(rest)] = rest
+
+    def _open(self, greeting: memoryview) -> None:
+        if greeting != GREETING:
             raise StreamRefused(FOREIGN)
         self._handshake.cancel()
-        self._rest = self._prefix
         self.is_open = True
         self._on_open()
 

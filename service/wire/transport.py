@@ -46,8 +46,8 @@ class Send(Protocol):
 class LinkEvents(NamedTuple):
     """What a link calls in the thread of the event loop.
 
-    `on_message` gets the header and the frames. `on_lost` gets why the peer cannot be used; nothing where the
-    connection just ended.
+    `on_message` gets the header, whose memory is used again after the call, and the frames. `on_lost` gets why the peer
+    cannot be used; nothing where the connection just ended.
     """
 
     on_message: Callable[[memoryview, Frames], None]
@@ -87,7 +87,8 @@ class Listener(Protocol):
         self, on_message: Callable[[bytes, memoryview, Frames], None], on_drained: Callable[[], None]
     ) -> None:
         """Call `on_message` with the sender's identity, the header and the frames of each message, and `on_drained`
-        after those that arrived together, until cancelled. Call it once.
+        after those that arrived together, until cancelled. A header's memory is used again after the call. Call `run`
+        once.
 
         An identity lasts as long as its connection. Raises what the callbacks raise.
         """

@@ -190,4 +190,4 @@ async def test_a_flood_leaves_turns_to_others(address: str) -> None:
             while (before := len(received)) < total:
                 await asyncio.sleep(0)
                 most = max(most, len(received) - before)
-    assert 0 < most <= 256
+    assert 0 < most < total / 2

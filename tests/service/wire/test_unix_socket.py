@@ -22,7 +22,7 @@ import zmq
 
 from service.wire.addresses import open_listener
 from service.wire.curve import WireOptions
-from service.wire.message_stream import FOREIGN, GREETING, MAX_UNSENT_BYTES
+from service.wire.message_stream import BUFFER_BYTES, FOREIGN, GREETING, MAX_UNSENT_BYTES
 from service.wire.transport import HEADER_BYTES, Frames, Listener, NotSent
 from service.wire.unix_socket import UnixListener
 from tests.service.wire.raw_front_end import RawFrontEnd
@@ -50,6 +50,39 @@ async def listening(file: Path) -> AsyncIterator[tuple[Listener, list[bytes]]]:
 
 def announced(header_bytes: int, *frames: int) -> bytes:
     return struct.pack(f"<II{len(frames)}Q", header_bytes, len(frames), *frames)
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 13, BUFFER_BYTES, 1 << 30])
+async def test_messages_arrive_whole_however_they_are_cut(tmp_path: Path, piece_bytes: int) -> None:
+    """Messages whose headers and frames are empty, small, or larger than the buffer arrive as they were sent, whether
+    each byte comes by itself or all come at once."""
+    sent = [
+        (b"h", []),
+        (b"no byte", [b"", b""]),
+        (b"some", [b"1", b"", b"23"]),
+        (bytes(range(256)) * (BUFFER_BYTES // 64), [b"after a large header"]),
+        (b"a large frame", [b"before", bytes(range(256)) * (BUFFER_BYTES // 128), b"after"]),
+        (b"last", []),
+    ]
+    stream = GREETING + b"".join(
+        announced(len(header), *map(len, frames)) + header + b"".join(frames) for header, frames in sent
+    )
+    received: list[tuple[bytes, list[bytes]]] = []
+
+    def take(_sender: bytes, header: memoryview, frames: Frames) -> None:
+        received.append((bytes(header), [bytes(frame) for frame in frames]))
+
+    async with open_listener(f"ipc://{tmp_path}/w", WireOptions(2 * BUFFER_BYTES)) as listener:
+        running = asyncio.create_task(listener.run(take, lambda: None))
+        _, writer = await asyncio.open_unix_connection(tmp_path / "w")
+        for start in range(0, len(stream), piece_bytes):
+            writer.write(stream[start : start + piece_bytes])
+            await asyncio.sleep(0)  # the listener reads in between
+        await until(lambda: len(received) >= len(sent))
+        writer.close()
+        running.cancel()
+        await asyncio.wait([running])
+    assert received == sent
 
 
 @pytest.mark.parametrize(
