@@ -37,7 +37,7 @@ from model.predictor import Predictor, load_network
 from model.reference import ClassifyReference, reference_input, reference_params
 from model.spec import ClassifyPostSpec
 from model.types import Batch
-from service.process import COLLECT_AFTER
+from service.process import COLLECT_AFTER, keep_freed_memory
 
 CLASSES = 1000
 CPU = torch.device("cpu")
@@ -93,7 +93,9 @@ def plain_predictor(bundle: Bundle) -> Predictor:
 
 
 def collect_as_served() -> None:
-    """Let the garbage collector run as in the service, where what was loaded is not looked at again and again."""
+    """Let the garbage collector run as in the service, where what was loaded is not looked at again and again, and keep
+    freed memory as there: otherwise a batch's memory is mapped page by page."""
+    keep_freed_memory()
     gc.collect()
     gc.freeze()
     gc.set_threshold(COLLECT_AFTER)

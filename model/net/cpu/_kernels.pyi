@@ -20,3 +20,25 @@ def scale_and_shift(x: int, out: int, rows: int, channels: int, scale: int, shif
 
 def quantise(x: int, out: int, count: int, step: float, zero: int, /) -> None:
     """Write x as bytes to `out`."""
+
+def channel_mlp(
+    x: int,
+    residual: int,
+    out: int,
+    rows: int,
+    channels: int,
+    hidden: int,
+    first: tuple[int, ...],
+    second: tuple[int, ...],
+    step: float,
+    zero: int,
+    parallel: int,
+    threads: int,
+    /,
+) -> None:
+    """Write residual + second(bytes(GELU(first(x)))), by row, to `out`; `x` are bytes. Needs AVX-512 VNNI.
+
+    A layer is the addresses of its weights, int8 (outputs / 64, inputs / 4, 64, 4); of what is added to a sum, int32;
+    of what a sum is multiplied with, float32; and of its bias. Both sizes are multiples of 64. `step` and `zero` are of
+    the second layer's inputs. `parallel` is the address of `GOMP_parallel`, or 0: one thread.
+    """

@@ -10,6 +10,7 @@
 #include <Python.h>
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #if !defined(__x86_64__) || !defined(__GNUC__)
 #error "GCC or Clang is needed, and an x86-64 processor; without this module torch computes the same, slower"
@@ -184,6 +185,8 @@ AVX512 static void to_bytes(const BFloat16 *from, uint8_t *to, size_t count, Byt
     FOR_VECTORS(at, count, left, { store_bytes(to + at, left, load(from + at, left), bytes); });
 }
 
+#include "channel_mlp.h"
+
 static void *memory(unsigned long long address) { return (void *)(uintptr_t)address; }
 
 static PyObject *layer_norm_(PyObject *Py_UNUSED(module), PyObject *args)
@@ -242,6 +245,32 @@ static PyObject *quantise_(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *channel_mlp_(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long x, residual, out, first[4], second[4], parallel;
+    Py_ssize_t rows, channels, hidden, threads;
+    float step;
+    int zero, done;
+    if (!PyArg_ParseTuple(args, "KKKnnn(KKKK)(KKKK)fiKn", &x, &residual, &out, &rows, &channels, &hidden, &first[0],
+                          &first[1], &first[2], &first[3], &second[0], &second[1], &second[2], &second[3], &step, &zero,
+                          &parallel, &threads)) {
+        return NULL;
+    }
+    ChannelMLP mlp = {
+        .x = memory(x), .residual = memory(residual), .to = memory(out), .rows = (size_t)rows,
+        .first = {memory(first[0]), memory(first[1]), memory(first[2]), memory(first[3]), (size_t)channels,
+                  (size_t)hidden},
+        .second = {memory(second[0]), memory(second[1]), memory(second[2]), memory(second[3]), (size_t)hidden,
+                   (size_t)channels},
+        .bytes = {1.0f / step, zero},
+    };
+    Py_BEGIN_ALLOW_THREADS
+    done = run_channel_mlp(&mlp, (Parallel)(uintptr_t)parallel, parallel && threads > 1 ? (size_t)threads : 1);
+    Py_END_ALLOW_THREADS
+    if (!done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
 /* Whether the processor has AVX-512 F, BW, VL, DQ and BF16, and the system keeps its registers. Not
  * __builtin_cpu_supports: built by Zig's compiler, it returns 0 for all. */
 static PyObject *available(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
@@ -261,6 +290,7 @@ static PyMethodDef methods[] = {{"available", available, METH_NOARGS, NULL},
                                 {"softmax", softmax_, METH_VARARGS, NULL},
                                 {"scale_and_shift", scale_and_shift_, METH_VARARGS, NULL},
                                 {"quantise", quantise_, METH_VARARGS, NULL},
+                                {"channel_mlp", channel_mlp_, METH_VARARGS, NULL},
                                 {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = 0, .m_methods = methods};
