@@ -21,6 +21,7 @@ import hypothesis
 import pytest
 import structlog
 
+from service.process import KeptMemory, keep_freed_memory
 from service.worker.compute_libraries import configure_libraries
 from tests.e2e.convmlp_process import STATE_HOME, RunningService, running_service
 from tests.fork_server import FORK_SERVER, ForkServer
@@ -39,6 +40,8 @@ structlog.configure(
 
 # As every process that computes, and before torch is imported: tests compare with the answers of such processes.
 configure_libraries()
+# Networks take the same memory again and again; without this the kernel maps and clears it each time.
+keep_freed_memory(KeptMemory(1 << 30, 1 << 30))
 
 # The background jobs of a shell ignore it, and so would the commands that tests start and interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -178,6 +181,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     }
     # None leaves the choice to others.
     return left_out.get(chosen) or None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Services find what a worker measures at its first start, if one of these tests may start any."""
+    if any(item.get_closest_marker("slow") or item.get_closest_marker("serial") for item in session.items):
+        from tests.kept_measurements import keep_measurements  # it imports torch
+
+        keep_measurements(Path(os.environ[STATE_HOME], "convmlp"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

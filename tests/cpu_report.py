@@ -1,20 +1,24 @@
 """A plugin of pytest that measures processor time: `python -m pytest -p tests.cpu_report --cpu-report FILE`.
 
 FILE is JSON: `tests` and `fixtures` map names to seconds of processor time, user and system, of this process and of the
-processes that it waited for; `files` sums both by file. `other` is the time of imports, collection and of all processes
-of the fork server, `total` everything. A new service of a whole session counts in the test after which it ended.
+processes that it waited for; `files` sums both by file. `forked` sums the processes of the fork server by command, with
+their number. `other` is the time of imports, collection and of the forked processes, `total` everything. A new service
+of a whole session counts in the test after which it ended.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections import defaultdict
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.fork_server import CPU_LOG
 
 KEY = "cpu_report"
 
@@ -26,6 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu-report", type=Path, metavar="FILE", help="write the processor time of tests and fixtures")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--cpu-report"):
         config.pluginmanager.register(CpuReport(config), KEY)
@@ -48,6 +53,9 @@ class CpuReport:
         self.tests: Seconds = defaultdict(float)
         self.fixtures: Seconds = defaultdict(float)
         self._of_fixtures = 0.0
+        self._forked = tempfile.NamedTemporaryFile("r", prefix="convmlp-test-cpu-")  # noqa: SIM115
+        if not hasattr(config, "workerinput"):
+            os.environ[CPU_LOG] = self._forked.name
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -92,8 +100,19 @@ class CpuReport:
         report = {
             "total": total,
             "other": total - sum(files.values()),
+            "forked": self._by_command(),
             "files": largest_first(files),
             "fixtures": largest_first(self.fixtures),
             "tests": largest_first(self.tests),
         }
         config.getoption("--cpu-report").write_text(json.dumps(report, indent=1))
+
+    def _by_command(self) -> dict[str, dict[str, float]]:
+        """Seconds and number of the fork server's processes, by command; it has ended."""
+        seconds, numbers = Seconds(float), Seconds(float)
+        for line in self._forked:
+            cpu, _, name = line.rstrip("\n").partition(" ")
+            seconds[name] += float(cpu)
+            numbers[name] += 1
+        self._forked.close()
+        return {name: {"seconds": total, "processes": numbers[name]} for name, total in largest_first(seconds).items()}

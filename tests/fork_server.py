@@ -37,13 +37,18 @@ COMMAND_LINE = "service.cli"
 """The module that is run as `convmlp`."""
 FORK_SERVER = "CONVMLP_TEST_FORK_SERVER"
 """Environment variable: the socket of the run's fork server."""
+CPU_LOG = "CONVMLP_TEST_FORK_CPU"
+"""Environment variable: a file to which the server adds a line for each process that ended, with its seconds of
+processor time and its command."""
 PARTS = (
     "service.supervision.supervisor",
     "service.frontend.http_main",
     "service.frontend.grpc_main",
     "service.worker.main",
 )
-TIMEOUT_S = 120.0
+TIMEOUT_S = 480.0
+"""Less than pytest's own for a test, so that a command which hangs is named. A command of a second has taken two
+minutes where forty processes shared two cores."""
 STDIN, STDOUT, STDERR = range(3)
 INT_BYTES = 4
 ABOVE_ALL = 512
@@ -232,6 +237,7 @@ class Running:
     pidfd: int
     caller: socket.socket
     is_command: bool
+    name: str
 
 
 def serve(listener: socket.socket) -> Request:
@@ -247,7 +253,8 @@ def serve(listener: socket.socket) -> Request:
             break
         for one in list(running.values()):
             if one.pidfd in ready:
-                _, status = os.waitpid(one.pid, 0)
+                _, status, usage = os.wait4(one.pid, 0)
+                _log_cpu(one.name, usage.ru_utime + usage.ru_stime)
                 with contextlib.suppress(OSError):  # its caller has ended
                     one.caller.sendall(os.waitstatus_to_exitcode(status).to_bytes(INT_BYTES, signed=True))
                 del running[one.pid]
@@ -274,7 +281,7 @@ def serve(listener: socket.socket) -> Request:
                 return request
             for file in files:
                 os.close(file)
-            one = Running(pid, os.pidfd_open(pid), caller, request.is_command)
+            one = Running(pid, os.pidfd_open(pid), caller, request.is_command, " ".join(request.arguments[:1]))
             running[pid] = one
             for file in (one.pidfd, caller.fileno()):
                 poll.register(file, select.POLLIN)
@@ -284,6 +291,12 @@ def serve(listener: socket.socket) -> Request:
         signal.pidfd_send_signal(one.pidfd, signal.SIGKILL)
         os.waitpid(one.pid, 0)
     sys.exit()
+
+
+def _log_cpu(name: str, seconds: float) -> None:
+    if CPU_LOG in os.environ:
+        with open(os.environ[CPU_LOG], "a") as log:  # noqa: PTH123
+            log.write(f"{seconds:.3f} {name}\n")
 
 
 @cache

@@ -7,7 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,12 @@ class System:
             for key, shape, dtype in self.json(f"keys/{variant}.json")["keys"]
         }
 
+    @cached_property
+    def _factors(self) -> list[tuple[str, float]]:
+        """What the values of the first pattern that a key has are multiplied by."""
+        factors: list[tuple[str, float]] = json.loads((FAMILIES / self.name / "fill_factors.json").read_text())
+        return factors
+
     def _values(self, key: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         filler, leaf = _filler(), key.rpartition(".")[2]
         if leaf == "pos_embed" or leaf.startswith("relative_pos"):
@@ -77,8 +83,7 @@ class System:
             values = filler.make(key, shape)
         if values is None:
             return torch.zeros(shape, dtype=dtype)
-        factors = json.loads((FAMILIES / self.name / "fill_factors.json").read_text(encoding="utf-8"))
-        factor = next((factor for pattern, factor in factors if re.search(pattern, key)), 1.0)
+        factor = next((factor for pattern, factor in self._factors if re.search(pattern, key)), 1.0)
         return torch.from_numpy(np.ascontiguousarray(factor * values)).to(dtype)
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from benchmarks.soak.account import Account, End, Ended
 from benchmarks.soak.resources import FEWEST_SAMPLES, Resources, Sample
-from tests.e2e.convmlp_process import measure_models
 
 
 @pytest.mark.parametrize("end", [End.ANSWERED, End.REJECTED, End.LEFT, End.REFUSED])
@@ -71,7 +70,6 @@ def test_growth(last: Sample, grown: list[str]) -> None:
 
 def test_a_short_run(tmp_path: Path) -> None:
     """A run of some seconds with one fault finds no violation, and its account has all kinds of ends."""
-    measure_models()
     result = tmp_path / "account.json"
     command = [sys.executable, "-m", "benchmarks.soak", "--seconds", "16", "--callers", "6", "--json", str(result)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)

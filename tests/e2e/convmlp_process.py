@@ -7,7 +7,6 @@ libraries and the parents of an installed service.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import queue
@@ -17,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,9 @@ from typing import Any
 from tests.fork_server import COMMAND_LINE, FORK_SERVER, STDERR, STDOUT, ForkedProcess
 
 START_TIMEOUT_S = 240.0
-"""The first start measures the models, which takes three minutes where ten others share a core."""
+"""On a GPU a start measures the models."""
 STATE_HOME = "XDG_STATE_HOME"
-"""Environment variable of the folder in which workers keep what they measured, those of tests too."""
+"""Environment variable of the folder in which workers keep what they measured: see `tests/kept_measurements.py`."""
 
 
 @dataclass
@@ -100,41 +99,10 @@ def running_service(
     *flags: str, environment: Mapping[str, str] | None = None, fresh: bool = False
 ) -> Iterator[RunningService]:
     """`convmlp serve` with these flags and variables, ready; stopped gracefully at the end."""
-    with ExitStack() as stack:
-        with first_alone(flags):
-            service = stack.enter_context(started_service(*flags, environment=environment, fresh=fresh))
-            ready = service.wait_for("ready", role="supervisor")
+    with started_service(*flags, environment=environment, fresh=fresh) as service:
+        ready = service.wait_for("ready", role="supervisor")
         service.url, service.grpc_address = ready["url"], ready["grpc_address"]
         yield service
-
-
-def measure_models() -> None:
-    """For services that are not started here: the embedded models are measured, if no service has done that yet."""
-    if not _measured(()).exists():
-        with running_service():
-            pass
-
-
-def _measured(flags: Sequence[str]) -> Path:
-    """A file that exists once a service with these flags has measured its models."""
-    models = flags[flags.index("--models") + 1] if "--models" in flags else "all"
-    return Path(os.environ.get(STATE_HOME, "")) / f"measured-{models}"
-
-
-@contextmanager
-def first_alone(flags: Sequence[str]) -> Iterator[None]:
-    """The first start with some models measures them, which takes ten times as much processor time as the rest of it.
-    Other processes of the run that start meanwhile wait, and then find what was measured."""
-    measured = _measured(flags)
-    if STATE_HOME not in os.environ or measured.exists():
-        yield
-        return
-    with measured.with_name("first").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if measured.exists():
-            fcntl.flock(lock, fcntl.LOCK_UN)
-        yield
-        measured.touch()
 
 
 @contextmanager

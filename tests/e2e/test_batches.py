@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
-import os
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -16,29 +11,9 @@ import PIL.Image
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.convmlp_process import STATE_HOME, RunningService, running_service
+from tests.e2e.convmlp_process import RunningService
+from tests.kept_measurements import BATCH_IMAGES
 from tests.waiting import eventually
-
-MODELS, BEST = 3, 4
-"""Embedded models, and the size of a batch that is best for each."""
-
-
-@pytest.fixture
-def batching(service: RunningService, tmp_path: Path) -> Iterator[RunningService]:
-    """A service whose worker knows from an earlier start that batches of several images are best for each model. What
-    it would measure itself beside other tests may be batches of one image."""
-    assert service.process.poll() is None  # all of its models have been measured
-    shutil.copytree(os.environ[STATE_HOME], tmp_path / "state")
-    measured = [file for file in (tmp_path / "state").rglob("measurements/*") if file.name.startswith("batch")]
-    assert len(measured) >= MODELS
-    for file in measured:
-        content = json.loads(file.read_bytes())
-        seconds_an_image = content["value"]["seconds"] / content["value"]["images"]
-        content["value"] |= {"images": BEST, "seconds": BEST * seconds_an_image, "whole": True}
-        file.write_text(json.dumps(content))
-    with running_service(environment={STATE_HOME: str(tmp_path / "state")}) as running:
-        assert [line["images"] for line in running.lines if line["event"] == "best batch"] == MODELS * [BEST]
-        yield running
 
 
 def jpeg_of(shade: int, size: tuple[int, int] = (300, 260)) -> bytes:
@@ -51,10 +26,10 @@ def jpeg_of(shade: int, size: tuple[int, int] = (300, 260)) -> bytes:
     return buffer.getvalue()
 
 
-async def test_an_answer_does_not_depend_on_its_batch(batching: RunningService) -> None:
+async def test_an_answer_does_not_depend_on_its_batch(service: RunningService) -> None:
     """Concurrent requests form batches, as /metrics shows, and get the answers that they get alone."""
-    pictures = [jpeg_of(shade) for shade in range(3 * BEST)]
-    async with httpx2.AsyncClient(base_url=batching.url, timeout=120) as client:
+    pictures = [jpeg_of(shade) for shade in range(3 * BATCH_IMAGES)]
+    async with httpx2.AsyncClient(base_url=service.url, timeout=120) as client:
         before = await batches_above_one(client)
         for path in ("/classify?top_k=37", "/detect", "/segment"):
             alone = [(await client.post(path, content=one)).json()["results"][0] for one in pictures]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx2
@@ -19,6 +17,7 @@ from model.metrics import ScoredBox, TrueBox, matched_boxes
 from model.reference import REFERENCE_PICTURE
 from model.types import Box
 from tests.e2e.convmlp_process import RunningService
+from tests.fork_server import run
 
 ACROSS = 6
 """Times that a mosaic has the reference picture, across and down."""
@@ -69,21 +68,20 @@ def test_small_heads_are_found(service: RunningService, large: bytes) -> None:
 
 
 def test_every_way_to_ask_gives_the_same(service: RunningService, large: bytes, tmp_path: Path) -> None:
-    """REST, gRPC, and the command line in this process cut, predict and join alike."""
+    """REST, gRPC, and the command line without a service cut, predict and join alike."""
     tiles, overlap = "450x300", 0.3
     with Client(service.url) as rest, Client(f"grpc://{service.grpc_address}") as grpc:
         detections = [client.detect(large, tiles=tiles, tile_overlap=overlap) for client in (rest, grpc)]
         segments = [client.segment(large, tiles=tiles, tile_overlap=overlap) for client in (rest, grpc)]
     file = tmp_path / "large.jpg"
     file.write_bytes(large)
-    command = [sys.executable, "-m", "service.cli", "detect", "--local", "--json", str(file)]
-    local = subprocess.run(
-        [*command, "--tiles", tiles, "--tile-overlap", str(overlap)], capture_output=True, check=True, timeout=120
-    )
+    flags = ["--tiles", tiles, "--tile-overlap", str(overlap)]
+    status, local, errors = run(["detect", "--local", "--json", str(file), *flags])
+    assert status == 0, errors
     boxes = [[round(one.box.xmin) for one in found.detections] for found in detections]
     assert boxes[0]
     assert boxes[0] == boxes[1]
-    document = json.loads(local.stdout)["results"][0]["detections"]
+    document = json.loads(local)["results"][0]["detections"]
     assert len(document) == len(boxes[0])
     assert isinstance(detections[0], Detections)
     first, second = (found.label_map() for found in segments if isinstance(found, Segmentation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import sys
 
@@ -9,6 +10,12 @@ from tests.recorded.recording import FOLDER, differences, read, record, written
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.recorded",
+        description="Records the texts that users see: answers, OpenAPI, help, metrics, logs. Use it after a change of "
+        "them that is meant; it lists the entries that changed.",
+    )
+    parser.parse_args()
     changed = 0
     for name, entries in asyncio.run(record()).items():
         for where in differences(name, read(FOLDER / name), entries):

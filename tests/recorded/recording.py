@@ -34,7 +34,7 @@ from tests.recorded.starter import Worker, open_worker
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(__file__).parent
-START_S = 60.0
+START_S = 240.0
 HELP_WIDTH = "100"
 RULE = "=== "
 

@@ -26,7 +26,7 @@ from model.families.repmlpnet import REPMLPNET_SIZES, RepMLPNetSpec
 from model.net.hire_mlp import HireMLP
 from model.net.hvt import Pooling
 from model.net.layers import ResidualModule
-from model.net.network import build_network
+from model.net.network import build_network, meta_network
 from model.net.normalise import Normalise
 from model.net.repmlpnet import NETWORK as REPMLPNET_NETWORK
 from model.net.repmlpnet import PartitionMixer
@@ -60,8 +60,8 @@ class Case:
 
 @lru_cache(maxsize=1)
 def _network(case: Case) -> nn.Module:
-    network = build_network(ClassifierSpec(backbone=case.spec), 1000).eval()
-    network.load_state_dict(case.system.tensors(case.variant))
+    network = meta_network(ClassifierSpec(backbone=case.spec), 1000).eval()  # without random weights
+    network.load_state_dict(case.system.tensors(case.variant), assign=True)
     return network
 
 
@@ -360,8 +360,11 @@ def test_hire_mlp_has_the_levels_of_the_authors_segmentation_backbone(name: str)
     refs = HIRE_MLP.json(f"refs/seg_hire_mlp_tiny_{name}.json")
     task, _, picture = name.partition("_")
     x = goldens.network_input(task, picture) if picture else HIRE_MLP.input(name)
-    backbone.double()
-    for kind, levels in (("raw", backbone.maps(x.double())), ("out", backbone(x.double()))):
+    raw: list[Tensor] = []
+    for norm in (backbone.norm0, backbone.norm2, backbone.norm4, backbone.norm6):
+        norm.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0]))
+    out = backbone.double()(x.double())
+    for kind, levels in (("raw", raw), ("out", out)):
         for stride, level in zip((4, 8, 16, 32), levels, strict=True):
             assert difference(level, refs[f"{kind}.{stride}"]) < SPREAD
 
@@ -383,9 +386,11 @@ def test_a_mistake_would_be_found(system: str) -> None:
     case = MISTAKEN[system]
     recorded = mutants(case)
     x = case.input("a").double()
-    right = case.network().double()(x)[0]
+    unchanged = case.network().double()
+    weights = {id(tensor): tensor for tensor in (*unchanged.parameters(), *unchanged.buffers())}
+    right = unchanged(x)[0]
     for name, mutate in MUTATIONS[system].items():
-        network = case.network().double()
+        network = copy.deepcopy(unchanged, dict(weights))  # it shares them
         mutate(network)
         moved = float((network(x)[0] - right).abs().max())
         assert moved == pytest.approx(recorded[name], rel=0.02), name
