@@ -17,7 +17,7 @@ import time
 from collections.abc import Sequence
 
 from benchmarks.analyze import connection_to, scaled_picture
-from tests.browser.chromium import Tab, open_tab
+from tests.browser.chromium import Tab, open_browser, open_tab
 from tests.e2e.convmlp_process import RunningService, running_service
 
 WATCH = """(() => {
@@ -49,7 +49,7 @@ async def compare(service: RunningService, sizes: Sequence[float], rounds: int) 
     for megapixels in sizes:
         picture = scaled_picture(megapixels)
         pages, apis = [], []
-        async with open_tab() as tab:
+        async with open_browser() as browser, open_tab(browser) as tab:
             for number in range(rounds + 1):
                 page_ms, path = await page_answer(tab, service, picture)
                 api_ms = api_answer(service, path, picture)

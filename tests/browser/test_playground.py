@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.async_api import Browser
 
 from model.reference import REFERENCE_PICTURE
 from model.types import Task
@@ -20,7 +21,10 @@ from tests.model.picture_files import PHOTO, encoded
 from tests.service.frontend.rest_server import Rest, open_rest
 from tests.waiting import PATIENCE_S
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 REFUSED = "Failed to load resource"
 """A line of the browser's console for every answer that is an error."""
@@ -43,10 +47,10 @@ async def code(tab: Tab, language: str) -> str:
     return await tab.page.locator("#code-text").inner_text()
 
 
-async def test_a_sample_is_answered_by_one_request() -> None:
+async def test_a_sample_is_answered_by_one_request(browser: Browser) -> None:
     """One click on a sample asks all three tasks in one request and draws it; all else on the page comes from that
     answer, without a second request, and nothing from another host."""
-    async with open_rest() as rest, open_tab() as tab:
+    async with open_rest() as rest, open_tab(browser) as tab:
         await open_playground(tab, rest)
         await tab.page.get_by_role("button", name="A dog and a cat").click()
         await answered(tab, "pair.jpg")
@@ -83,10 +87,10 @@ async def test_a_sample_is_answered_by_one_request() -> None:
         assert tab.foreign(f"http://127.0.0.1:{rest.port}") == []
 
 
-async def test_tasks_models_and_code() -> None:
+async def test_tasks_models_and_code(browser: Browser) -> None:
     """The request is for the chosen tasks alone, with the parameters that differ from their defaults; the code in each
     language names the picture's file and the same parameters, and the command works when it is pasted."""
-    async with open_rest() as rest, open_tab() as tab:
+    async with open_rest() as rest, open_tab(browser) as tab:
         await open_playground(tab, rest)
         await tab.page.locator("#file").set_input_files(REFERENCE_PICTURE)
         await answered(tab, REFERENCE_PICTURE.name)
@@ -119,7 +123,7 @@ async def test_tasks_models_and_code() -> None:
         assert tab.complaints == []
 
 
-async def test_pictures_come_by_drop_paste_and_camera(tmp_path: Path) -> None:
+async def test_pictures_come_by_drop_paste_and_camera(browser: Browser, tmp_path: Path) -> None:
     """Several files, pasted and dropped ones and the camera's are pictures like a chosen one; each of several has its
     own answer."""
     give = """([kind, data]) => {
@@ -132,7 +136,7 @@ async def test_pictures_come_by_drop_paste_and_camera(tmp_path: Path) -> None:
         document.dispatchEvent(event);
     }"""
     data = base64.b64encode(encoded(PHOTO, "JPEG")).decode()
-    async with open_rest() as rest, open_tab() as tab:
+    async with open_rest() as rest, open_tab(browser) as tab:
         await open_playground(tab, rest)
         for kind in ("paste", "drop"):
             await tab.page.evaluate(give, [kind, data])
@@ -150,11 +154,11 @@ async def test_pictures_come_by_drop_paste_and_camera(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", [".heic", ".tiff"])
-async def test_a_format_that_the_browser_does_not_know(tmp_path: Path, suffix: str) -> None:
+async def test_a_format_that_the_browser_does_not_know(browser: Browser, tmp_path: Path, suffix: str) -> None:
     """Of such a file the service's own drawing is shown, beside the answer."""
     file = tmp_path / f"photo{suffix}"
     file.write_bytes(picture("photo") if suffix == ".heic" else encoded(PHOTO, "TIFF"))
-    async with open_rest() as rest, open_tab() as tab:
+    async with open_rest() as rest, open_tab(browser) as tab:
         await open_playground(tab, rest)
         await tab.page.locator("#file").set_input_files(file)
         await answered(tab, file.name)
@@ -162,10 +166,10 @@ async def test_a_format_that_the_browser_does_not_know(tmp_path: Path, suffix: s
         assert await tab.page.locator("#canvas").is_hidden()
 
 
-async def test_errors_are_shown_and_leave_nothing_behind(tmp_path: Path) -> None:
+async def test_errors_are_shown_and_leave_nothing_behind(browser: Browser, tmp_path: Path) -> None:
     """A refused picture, an overloaded service and one that stopped are each shown in words; the previous answer is
     hidden, and the next good one clears the error."""
-    async with open_tab() as tab:
+    async with open_tab(browser) as tab:
         async with open_rest(max_in_flight=1, with_worker=True) as rest:
             await open_playground(tab, rest)
             await tab.page.locator("#file").set_input_files(REFERENCE_PICTURE)
@@ -189,9 +193,9 @@ async def test_errors_are_shown_and_leave_nothing_behind(tmp_path: Path) -> None
         assert [complaint for complaint in tab.complaints if REFUSED not in complaint] == []
 
 
-async def test_an_overloaded_service_names_a_time_to_try_again() -> None:
+async def test_an_overloaded_service_names_a_time_to_try_again(browser: Browser) -> None:
     """While the service refuses for lack of room, the page counts the seconds down that Retry-After names."""
-    async with open_rest(max_in_flight=1) as rest, open_tab() as tab:
+    async with open_rest(max_in_flight=1) as rest, open_tab(browser) as tab:
         await open_playground(tab, rest)
         before = len(rest.worker.runner.batches)
         rest.worker.runner.unblocked.clear()
@@ -208,9 +212,9 @@ async def test_an_overloaded_service_names_a_time_to_try_again() -> None:
         await answered(tab)
 
 
-async def test_a_service_with_one_task() -> None:
+async def test_a_service_with_one_task(browser: Browser) -> None:
     """A task without a model cannot be chosen; the others work."""
-    async with open_rest(tasks=[Task.CLASSIFY]) as rest, open_tab() as tab:
+    async with open_rest(tasks=[Task.CLASSIFY]) as rest, open_tab(browser) as tab:
         await open_playground(tab, rest)
         await tab.until("document.getElementById('task-classify').checked")
         assert await tab.page.locator("#task-detect").is_disabled()
@@ -219,13 +223,13 @@ async def test_a_service_with_one_task() -> None:
         assert tab.complaints == []
 
 
-async def test_keys(tmp_path: Path) -> None:
+async def test_keys(browser: Browser, tmp_path: Path) -> None:
     """Where keys are required the page asks for one, again after a wrong one and after one that ended, and works; only
     the tab stores it."""
     keys, key, new = tmp_path / "keys", "0123456789abcdef", "fedcba9876543210"
     keys.write_text(f"{key}\n", encoding="ascii")
 
-    async with open_rest(api_keys_file=keys) as rest, open_tab() as tab:
+    async with open_rest(api_keys_file=keys) as rest, open_tab(browser) as tab:
 
         async def give(text: str) -> None:
             await tab.page.locator("#key").fill(text)
@@ -258,9 +262,9 @@ async def test_keys(tmp_path: Path) -> None:
         await answered(tab)
 
 
-async def test_live() -> None:
+async def test_live(browser: Browser) -> None:
     """The plots show the requests that were answered meanwhile, from the service's own metrics."""
-    async with open_rest() as rest, open_tab() as tab:
+    async with open_rest() as rest, open_tab(browser) as tab:
         await open_playground(tab, rest)
         await tab.page.get_by_role("tab", name="Live").click()
         await tab.page.locator("#live-problem").get_by_text("Measuring").wait_for()
@@ -274,10 +278,10 @@ async def test_live() -> None:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)], ids=["wide-light", "phone-dark"])
-async def test_accessibility(width: int, dark: bool) -> None:
+async def test_accessibility(browser: Browser, width: int, dark: bool) -> None:
     """axe finds no violation: before and after an answer, with an error, and in the live view; and nothing is wider
     than the window."""
-    async with open_rest() as rest, open_tab(width=width, dark=dark) as tab:
+    async with open_rest() as rest, open_tab(browser, width=width, dark=dark) as tab:
 
         async def check() -> None:
             assert await accessibility_faults(tab) == []

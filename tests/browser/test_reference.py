@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import pytest
+from playwright.async_api import Browser
 
 from model.reference import REFERENCE_PICTURE
 from tests.browser.chromium import CHROMIUM, accessibility_faults, open_tab
 from tests.service.frontend.rest_server import open_rest
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-async def test_reference_shows_every_operation_and_sends_requests(dark: bool) -> None:
+async def test_reference_shows_every_operation_and_sends_requests(browser: Browser, dark: bool) -> None:
     """/docs lists all operations of openapi.json, sends a request from the page and shows its answer and its command,
     all without another host's help and within the page's Content-Security-Policy. axe finds no violation before and
     after it."""
-    async with open_rest() as rest, open_tab(dark=dark) as tab:
+    async with open_rest() as rest, open_tab(browser, dark=dark) as tab:
         await tab.page.goto(f"http://127.0.0.1:{rest.port}/docs")
         await tab.page.locator(".opblock").first.wait_for()
         shown = await tab.page.locator("#reference").inner_text()
