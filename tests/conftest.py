@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack
-from fnmatch import fnmatch
+from fnmatch import translate
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -206,4 +207,9 @@ def marks(path: Path) -> tuple[pytest.MarkDecorator, ...]:
 
 def matches(path: Path, patterns: tuple[str, ...]) -> bool:
     """Whether a pattern matches this path, relative to tests/, or a folder above it."""
-    return any(fnmatch(str(one), pattern) for one in (path, *path.parents) for pattern in patterns)
+    return any(_expression(patterns).match(str(one)) for one in (path, *path.parents))
+
+
+@cache
+def _expression(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(translate, patterns)))

@@ -17,6 +17,8 @@ import yaml
 Object = dict[str, Any]
 """One Kubernetes object as YAML has it."""
 
+LOADER: type[yaml.SafeLoader | yaml.CSafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's, where PyYAML was built with it: ten times as fast."""
 KNOWN = {
     *("apiVersion", "kind", "namespace", "nameSuffix", "resources", "components"),
     *("images", "replicas", "configMapGenerator", "patches"),
@@ -29,7 +31,7 @@ def build(folder: Path) -> list[Object]:
 
 
 def read_objects(text: str) -> list[Object]:
-    return [document for document in yaml.safe_load_all(text) if document is not None]
+    return [document for document in yaml.load_all(text, LOADER) if document is not None]
 
 
 def _accumulate(folder: Path, objects: list[Object]) -> list[Object]:
