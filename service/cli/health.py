@@ -147,7 +147,7 @@ def _check_rest(settings: Settings, *, live: bool) -> None:
             return  # the server answers, and a restart does not repair a certificate
         raise
     except OSError as error:
-        raise CheckFailed(f"cannot connect to port {port}: {(error.strerror or str(error)).lower()}") from None
+        raise _not_connected(port, error) from None
     finally:
         connection.close()
     if response.status == http.HTTPStatus.SERVICE_UNAVAILABLE:
@@ -162,9 +162,15 @@ def _check_grpc(settings: Settings, *, live: bool) -> None:
     from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
     from grpc_health.v1.health_pb2_grpc import HealthStub
 
-    host, port = _reachable(settings.host), settings.grpc_port
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    from service.frontend.grpc.addresses import connect_for_probe
+
+    port = settings.grpc_port
+    try:
+        connection, address = connect_for_probe(settings.host, port, TIMEOUT_S)
+    except OSError as error:
+        raise _not_connected(port, error) from None
     if (files := _certificates(settings, "grpc")) is None:
+        connection.close()
         channel = grpc.insecure_channel(address)
     else:
         # The server's own certificate is the trusted one; with mTLS it is also this client's.
@@ -172,7 +178,7 @@ def _check_grpc(settings: Settings, *, live: bool) -> None:
         key = files.key.read_bytes() if files.client_ca else None
         credentials = grpc.ssl_channel_credentials(chain, key, chain if key else None)
         try:
-            name = _certified_name(files, host, port)
+            name = _certified_name(files, connection)
         except ssl.SSLCertVerificationError:
             if live:
                 return  # the server answers, and a restart does not repair a certificate
@@ -198,10 +204,13 @@ def _certificates(settings: Settings, transport: Transport) -> CertificateFiles 
         raise CheckFailed(str(error)) from None
 
 
-def _certified_name(files: CertificateFiles, host: str, port: int) -> str:
-    """A name that the server's certificate is for; it is rarely for the address that is called here."""
-    context = own_client_context(files)
-    with socket.create_connection((host, port), TIMEOUT_S) as raw, context.wrap_socket(raw) as connection:
+def _not_connected(port: int, error: OSError) -> CheckFailed:
+    return CheckFailed(f"cannot connect to port {port}: {(error.strerror or str(error)).lower()}")
+
+
+def _certified_name(files: CertificateFiles, raw: socket.socket) -> str:
+    """A name that the server's certificate is for; it is rarely for the address that is called here. Closes `raw`."""
+    with raw, own_client_context(files).wrap_socket(raw) as connection:
         certificate: dict[str, Any] = connection.getpeercert() or {}
     for _, name in certificate.get("subjectAltName", ()):
         return str(name).replace("*", "any")

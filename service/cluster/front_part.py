@@ -17,7 +17,6 @@ from service.cluster.replica import node_address, node_addresses, start_process,
 from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.core.tls import certificate_files
 from service.frontend.grpc.server import listen_at, serve_until
-from service.frontend.grpc.tls import server_credentials
 from service.frontend.grpc_main import create_rpc, serving_metrics
 from service.frontend.http_main import RestApplication
 from service.observability.tracing import open_tracing
@@ -97,7 +96,7 @@ class GrpcPart:
             front_end = await stack.enter_async_context(open_in_cluster(settings, groups))
             stack.enter_context(serving_metrics(front_end.registry, settings))
             rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
-            self._address = listen_at(rpc.server, held, server_credentials(files) if files else None)
+            self._address = listen_at(rpc.server, held, files)
             await rpc.server.start()
             drain_s = settings.drain_timeout_ms / 1000
             self._serving = asyncio.create_task(

@@ -21,13 +21,12 @@ from service.frontend.core.auth import Auth, InvalidKeysFile
 from service.frontend.core.engine import Engine
 from service.frontend.core.frontend import FrontEnd, open_front_end
 from service.frontend.core.request_log import RequestLog
-from service.frontend.core.tls import InvalidCertificates, certificate_files
+from service.frontend.core.tls import CertificateFiles, InvalidCertificates, certificate_files
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import HEALTH, Health, add_health
 from service.frontend.grpc.receive import Receiver
 from service.frontend.grpc.reflection import add_reflection
 from service.frontend.grpc.server import KeepAlive, create_server, listen_at, serve_until
-from service.frontend.grpc.tls import server_credentials
 from service.observability.exposition import metrics_server
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
@@ -105,13 +104,12 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
         with port_errors(settings.grpc_port):
             held = inherited or hold_port(settings.host, settings.grpc_port)
         files = certificate_files(settings, "grpc")
-        credentials = server_credentials(files) if files else None
         with open_tracing(settings, "grpc") as tracing:
             async with open_front_end(settings) as front_end:
                 # Under a supervisor REST's /metrics has the metrics of all processes.
                 metrics = contextlib.nullcontext() if inherited else serving_metrics(front_end.registry, settings)
                 with metrics:
-                    await _serve_at(held, front_end, credentials, settings, stop, tracing)
+                    await _serve_at(held, front_end, files, settings, stop, tracing)
     except CannotListen as error:
         log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
     except InvalidCertificates as error:
@@ -130,16 +128,16 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
 async def _serve_at(
     held: socket.socket,
     front_end: FrontEnd,
-    credentials: grpc.ServerCredentials | None,
+    files: CertificateFiles | None,
     settings: Settings,
     stop: asyncio.Event,
     tracing: Tracing,
 ) -> None:
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
     with port_errors(held.getsockname()[1]):
-        address = listen_at(rpc.server, held, credentials)
+        address = listen_at(rpc.server, held, files)
     await rpc.server.start()
-    log.info("listening", address=address, tls=credentials is not None)
+    log.info("listening", address=address, tls=files is not None)
     await serve_until(stop, rpc.server, rpc.health, rpc.drain, settings.drain_timeout_ms / 1000)
 
 

@@ -68,6 +68,14 @@ def test_growth(last: Sample, grown: list[str]) -> None:
     assert resources.growth() == grown
 
 
+def test_a_process_that_still_starts_is_no_growth() -> None:
+    """A few samples of a process that has not started yet do not make its usual threads and descriptors look grown."""
+    resources = Resources()
+    usual, starting = Sample(100 << 20, 40, 80), Sample(30 << 20, 8, 1)
+    resources.samples["grpc"] = [usual] * 60 + [starting] * 5 + [usual] * 135
+    assert resources.growth() == []
+
+
 def test_a_short_run(tmp_path: Path) -> None:
     """A run of some seconds with one fault finds no violation, and its account has all kinds of ends."""
     result = tmp_path / "account.json"

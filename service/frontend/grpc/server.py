@@ -9,9 +9,12 @@ from dataclasses import dataclass
 import grpc
 import structlog
 
+from service.frontend.core.tls import CertificateFiles
+from service.frontend.grpc.addresses import is_taken, probe_listeners
 from service.frontend.grpc.drain import Drain
 from service.frontend.grpc.health import Health
-from service.process import address_of, connection_limit, host_port
+from service.frontend.grpc.tls import server_credentials
+from service.process import address_of, connection_limit
 from service.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -27,9 +30,6 @@ MAX_OPTION = 2**31 - 1
 """The largest number gRPC accepts; no protobuf message is longer."""
 ABORT_S = 2.0
 """Time to send the status of calls that outlast the drain."""
-
-LOOPBACKS = {"0.0.0.0": ("127.0.0.1",), "::": ("127.0.0.1", "::1")}
-"""Of each address that stands for all interfaces. The kernel prefers the listener at the narrower address."""
 
 COMPRESSION = {
     "none": grpc.Compression.NoCompression,
@@ -61,7 +61,7 @@ def create_server(settings: Settings, drain: Drain, keep_alive: KeepAlive | None
 
 
 def _options(settings: Settings, keep_alive: KeepAlive) -> list[tuple[str, int]]:
-    listeners = 1 + len(LOOPBACKS.get(settings.host, ()))
+    listeners = 1 + len(probe_listeners(settings.host, settings.grpc_port))
     options = [
         # This also limits a decompressed message.
         ("grpc.max_receive_message_length", max(settings.max_request_bytes, settings.max_image_bytes) + EXTRA_BYTES),
@@ -89,23 +89,23 @@ def _options(settings: Settings, keep_alive: KeepAlive) -> list[tuple[str, int]]
     return [(name, min(value, MAX_OPTION)) for name, value in options]
 
 
-def listen_at(server: grpc.aio.Server, held: socket.socket, credentials: grpc.ServerCredentials | None) -> str:
+def listen_at(server: grpc.aio.Server, held: socket.socket, files: CertificateFiles | None) -> str:
     """Listen at the port that `held` reserves (see `service.process.hold_port`). Returns its address, `HOST:PORT`.
 
-    Where it is that of all interfaces, the loopback interface has a listener of its own, and so a limit of connections
-    of its own, which callers on other machines cannot reach: probes inside of a container are answered.
+    Probes on this machine have listeners beside it, and so limits of connections of their own.
 
     Raises:
         OSError: the port cannot be used.
+        InvalidCertificates: the files are invalid now.
     """
-    address, port = address_of(held), held.getsockname()[1]
-    own = [host_port(host, port) for host in LOOPBACKS.get(held.getsockname()[0], ())]
-    for one in (address, *own):
+    address = address_of(held)
+    beside = [one for one in probe_listeners(*held.getsockname()[:2]) if not is_taken(one)]
+    for one in (address, *beside):
         try:
-            if credentials is None:
+            if files is None:
                 server.add_insecure_port(one)
-            else:
-                server.add_secure_port(one, credentials)
+            else:  # of each listener its own: gRPC gives the certificate to the first listener alone
+                server.add_secure_port(one, server_credentials(files))
         except RuntimeError as error:
             if one == address:
                 raise OSError(str(error)) from error

@@ -9,8 +9,8 @@ from service.frontend.core.tls import CertificateFiles, InvalidCertificates, ser
 
 
 def server_credentials(files: CertificateFiles) -> grpc.ServerCredentials:
-    """Credentials for a port. The files are checked for changes before each handshake, so a renewed certificate needs
-    no restart; invalid files are logged, and the last valid ones stay in use.
+    """Credentials for one listener. The files are checked for changes before each handshake, so a renewed certificate
+    needs no restart; invalid files are logged, and the last valid ones stay in use.
 
     Raises:
         InvalidCertificates: the files are invalid now.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -18,8 +19,9 @@ from prometheus_client import CollectorRegistry
 from model.types import Task
 from service.cli.health import state_of_worker
 from service.frontend.core.tls import TRANSPORTS, CertificateFiles, Transport
+from service.frontend.grpc.addresses import is_taken, probe_listeners
 from service.frontend.grpc.drain import RESERVED
-from service.frontend.grpc.tls import server_credentials
+from service.frontend.grpc.server import listen_at
 from service.observability.metrics import WorkerMetrics
 from service.settings import Settings
 from service.wire.messages import ModelState, Phase, State
@@ -180,6 +182,42 @@ async def test_a_front_end_at_its_limit_of_calls_is_alive() -> None:
     assert alive.status == 0
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "0.0.0.0"])
+@pytest.mark.parametrize("tls", [False, True])
+async def test_a_grpc_front_end_at_its_limit_of_connections_is_healthy(host: str, tls: bool, tmp_path: Path) -> None:
+    """Whatever address it listens at, its checks have a listener of their own, and so room of their own."""
+    files = _certificates(tmp_path / "own", mutual=False) if tls else None
+    limit = 8  # a check with TLS takes two connections, and the server notices later that they ended
+    async with open_rpc(host=host, max_connections=limit, files=files) as rpc:
+        flags = ["--host", host, "--grpc-port", str(rpc.port), *(_flags("grpc", files) if files else [])]
+        # 127.0.0.2 is an address of this machine that is no probe's.
+        address = "127.0.0.2" if host == "0.0.0.0" else host
+        silent = [await asyncio.open_connection(address, rpc.port) for _ in range(limit)]
+        beyond, writer = await asyncio.open_connection(address, rpc.port)
+        assert await beyond.read() == b""
+        for live in ([], ["--live"]) * 2:
+            ran = await health("grpc", *flags, *live)
+            assert ran.status == 0, ran.err
+        for one in (writer, *(one for _, one in silent)):
+            one.close()
+
+
+async def test_front_ends_that_share_a_port_have_one_listener_for_checks() -> None:
+    """A second server at the port listens without it, and it is free once the first one has ended."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 1)])
+    async with open_rpc() as first:
+        port = str(first.port)
+        (listener,) = probe_listeners("127.0.0.1", first.port)
+        with socket.socket() as held:
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.bind(("127.0.0.1", first.port))
+            assert is_taken(listener)
+            assert listen_at(server, held, None) == first.address
+        assert (await health("grpc", "--grpc-port", port)).status == 0
+    await server.stop(None)
+    assert not is_taken(listener)
+
+
 async def test_a_worker_that_listens_on_all_interfaces_is_checked_on_this_one() -> None:
     """`tcp://0.0.0.0:PORT` is an address to listen at, not one to connect to."""
     async with fake_worker(Settings(), "tcp://127.0.0.1:0", [Task.CLASSIFY]) as worker:
@@ -212,7 +250,7 @@ async def test_with_tls_only_the_front_ends_own_certificate_is_trusted(
 async def _serving(transport: Transport, files: CertificateFiles) -> AsyncIterator[str]:
     """The port of a front-end with these certificates."""
     if transport == "grpc":
-        async with open_rpc(credentials=server_credentials(files)) as rpc:
+        async with open_rpc(files=files) as rpc:
             yield rpc.address.rpartition(":")[2]
     else:
         paths: dict[str, Any] = {f"http_tls_{name}": path for name, path in _named(files).items()}

@@ -19,6 +19,7 @@ from grpc_status import rpc_status
 from convmlp.v1.vision_pb2_grpc import VisionStub
 from model.bundle import Bundle
 from service.frontend.core.frontend import FrontEnd, open_front_end
+from service.frontend.core.tls import CertificateFiles
 from service.frontend.grpc.server import KeepAlive, listen_at, serve_until
 from service.frontend.grpc_main import create_rpc
 from service.process import hold_port
@@ -99,7 +100,7 @@ async def open_rpc(
     channel_options: Sequence[tuple[str, Any]] = (),
     *,
     keep_alive: KeepAlive | None = None,
-    credentials: grpc.ServerCredentials | None = None,
+    files: CertificateFiles | None = None,
     drain_timeout_s: float = PATIENCE_S,
     more: Sequence[Bundle] = (),
     **overrides: Any,  # noqa: ANN401
@@ -110,7 +111,7 @@ async def open_rpc(
         settings = settings.with_changes(worker_address=worker.address)
         async with (
             open_front_end(settings) as front_end,
-            serving(front_end, settings, keep_alive, credentials, drain_timeout_s) as server,
+            serving(front_end, settings, keep_alive, files, drain_timeout_s) as server,
             grpc.aio.insecure_channel(server.address, options=list(channel_options)) as channel,
         ):
             await until(lambda: front_end.engine.readiness().ready)
@@ -137,14 +138,14 @@ async def serving(
     front_end: FrontEnd,
     settings: Settings,
     keep_alive: KeepAlive | None = None,
-    credentials: grpc.ServerCredentials | None = None,
+    files: CertificateFiles | None = None,
     drain_timeout_s: float = PATIENCE_S,
 ) -> AsyncIterator[RunningServer]:
     """The gRPC server of a front-end."""
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, keep_alive)
     stop = asyncio.Event()
     with hold_port(settings.host, 0) as held:
-        address = listen_at(rpc.server, held, credentials)
+        address = listen_at(rpc.server, held, files)
         await rpc.server.start()
         ended = asyncio.create_task(serve_until(stop, rpc.server, rpc.health, rpc.drain, drain_timeout_s))
         try:

@@ -51,7 +51,7 @@ async def connects(address: str, trusted: Authority, own: trustme.LeafCert | Non
 
 async def test_tls_only(authority: Authority, tmp_path: Path) -> None:
     """Clients that trust the server's authority connect; clients that trust another, or use no TLS, do not."""
-    async with open_rpc(credentials=server_credentials(authority.files)) as rpc:
+    async with open_rpc(files=authority.files) as rpc:
         assert await connects(rpc.address, authority)
         assert not await connects(rpc.address, authority_in(tmp_path / "other"))
         error = await refusal(rpc.health.Check(HealthCheckRequest(), timeout=PATIENCE_S))
@@ -76,7 +76,7 @@ async def test_the_process_serves_over_tls(authority: Authority) -> None:
 
 async def test_client_certificates(authority: Authority, tmp_path: Path) -> None:
     """With a client authority, a client needs a certificate of that authority."""
-    async with open_rpc(credentials=server_credentials(authority.mutual)) as rpc:
+    async with open_rpc(files=authority.mutual) as rpc:
         assert await connects(rpc.address, authority, authority.ca.issue_cert("caller"))
         assert not await connects(rpc.address, authority)
         assert not await connects(rpc.address, authority, authority_in(tmp_path / "other").ca.issue_cert("caller"))
@@ -86,7 +86,7 @@ async def test_renewed_certificates_are_used(authority: Authority, tmp_path: Pat
     """New connections get the renewed certificate, and the new client authority applies, without a restart."""
     other = authority_in(tmp_path / "other")
     caller, others_caller = authority.ca.issue_cert("caller"), other.ca.issue_cert("caller")
-    async with open_rpc(credentials=server_credentials(authority.mutual)) as rpc:
+    async with open_rpc(files=authority.mutual) as rpc:
         assert await connects(rpc.address, authority, caller)
         for path in other.folder.iterdir():
             replace(authority.folder / path.name, path.read_bytes())
@@ -97,7 +97,7 @@ async def test_renewed_certificates_are_used(authority: Authority, tmp_path: Pat
 
 async def test_a_failed_renewal_leaves_the_last_valid_certificate(authority: Authority) -> None:
     """An incomplete renewal or a missing file leaves the last valid certificate in use until it is complete."""
-    async with open_rpc(credentials=server_credentials(authority.files)) as rpc:
+    async with open_rpc(files=authority.files) as rpc:
         old, old_key = authority.files.certificate.read_text(), authority.files.key.read_bytes()
         authority.issue()
         new, new_key = authority.files.certificate.read_text(), authority.files.key.read_bytes()
