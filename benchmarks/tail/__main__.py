@@ -26,6 +26,7 @@ from benchmarks.servers import LARGE_MODELS, REPOSITORY
 from benchmarks.tail.compare import compare, lines
 from benchmarks.tail.curves import Times
 from benchmarks.tail.measure import DEADLINE_MS, Load, Service, apply_load, running
+from benchmarks.tail.overload import SPREADS, overload, overload_lines
 from benchmarks.tail.report import disturbance_lines, load_line, stage_lines, stories, worst_lines
 from benchmarks.tail.simulation import Curve
 from service.settings import usable_cores
@@ -82,7 +83,10 @@ def main() -> None:
         curves = {
             model: Curve(times[model].seconds, times[model].lone_s, cpu_ms[name] / 1000) for model in WORKLOADS[name]
         }
-        print("\n".join(lines(compare(curves, usable_cores(), SHARE, shares_of(name)))), flush=True)
+        shares, cores = shares_of(name), usable_cores()
+        print("\n".join(lines(compare(curves, cores, SHARE, shares))), flush=True)
+        rows = [overload(curves, cores, shares, OVERLOAD, DEADLINE_MS / 1000, spread) for spread in SPREADS]
+        print("\n" + "\n".join(overload_lines(rows, OVERLOAD, DEADLINE_MS / 1000)), flush=True)
 
 
 def shares_of(workload: str) -> dict[str, float]:

@@ -31,7 +31,7 @@ class Ours:
         self._queue.shares = FairShares({}, lead_s)
         self._overlaps = overlaps
         self._latency = LatencyEstimator()
-        limits = BatchSizeLimits(settings.max_batch_images, settings.max_batch_mpx * 10**6)
+        self._limits = limits = BatchSizeLimits(settings.max_batch_images, settings.max_batch_mpx * 10**6)
         self._scheduler = Scheduler(self._queue, limits, self._latency, lanes, lanes)
         for model, curve in curves.items():
             images = curve.best_images

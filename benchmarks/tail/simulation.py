@@ -17,12 +17,16 @@ from typing import Protocol
 
 import numpy as np
 
+from model.errors import ConvMLPError
 from model.types import Geometry, ModelInput, QueryParams, Size
 from service.worker.tuning import best_of
-from service.worker.types import Job, RunningBatch, Shape
+from service.worker.types import Job, JobResult, RunningBatch, Shape
 
+SIDE = 224
 DEADLINE_S = 30.0
-"""Of every request: so long that none is refused."""
+"""Of every request, where no other is given: so long that none is refused."""
+REFUSAL_PART = 0.4
+"""Of a request's CPU time outside its batch, where it is refused before its image is decoded."""
 _SIZE = Size(1, 1)
 _INPUT = ModelInput(np.zeros((1, 1, 3), np.uint8), Geometry(_SIZE, _SIZE))
 _PARAMS = QueryParams()
@@ -63,15 +67,33 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """`due_s`: when it arrives."""
+    """`due_s`: when it arrives. `deadline_s`: the time for its answer from then on. `side`: of its input, in pixels."""
 
     number: int
     model: str
     due_s: float
+    deadline_s: float = DEADLINE_S
+    side: int = SIDE
+
+
+class FrontEnd(Protocol):
+    """What a front-end decides before it decodes a request's image."""
+
+    def arrived(self, request: Request, deadline_s: float, now_s: float) -> ConvMLPError | None:
+        """A request arrived. Returns why it is refused; None: its image is decoded."""
+        ...
+
+    def decoded(self, request: Request, now_s: float) -> None:
+        """Its image was decoded, and goes to the worker."""
+        ...
+
+    def ended(self, job: Job, *, answered: bool, now_s: float) -> None:
+        """The worker replied to it."""
+        ...
 
 
 class Policy(Protocol):
-    """Chooses batches. Every job that was put has to be taken once."""
+    """Chooses batches. Every job that was put has to be taken once, or replied to with an error."""
 
     def put(self, job: Job, free: int, now_s: float) -> None:
         """A job arrived while so many lanes were free."""
@@ -98,6 +120,18 @@ class _Task:
     request: Request
     batch: RunningBatch | None = None
     started_s: float = 0.0
+    refusal: ConvMLPError | None = None
+    """Of a request that is refused instead of decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that was answered with an error. `accepted`: after its job had waited in the queue."""
+
+    request: Request
+    at_s: float
+    error: ConvMLPError
+    accepted: bool
 
 
 @dataclass
@@ -106,9 +140,11 @@ class Result:
 
     latencies_s: list[float] = field(default_factory=list)
     models: list[str] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
     queue_s: list[float] = field(default_factory=list)
     infer_s: list[float] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
     ended_s: float = 0.0
 
     def percentile_ms(self, percent: float, model: str | None = None) -> float:
@@ -117,7 +153,11 @@ class Result:
 
 
 class Simulation:
-    """One run. `source` gives the first requests, and `after` the next one of the client whose request has ended."""
+    """One run. `source` gives the first requests, and `after` the next one of the client whose request has ended.
+
+    `front_end` may refuse requests before they are decoded. `disturb`
+    gives a factor on the seconds of each batch.
+    """
 
     def __init__(
         self,
@@ -126,17 +166,23 @@ class Simulation:
         policy: Policy,
         source: Sequence[Request],
         after: Callable[[Request, float], Request | None] = lambda _request, _now_s: None,
+        *,
+        front_end: FrontEnd | None = None,
+        disturb: Callable[[], float] = lambda: 1.0,
     ) -> None:
         self._curves = curves
         self._lanes = lanes
         self._policy = policy
         self._after = after
+        self._front_end = front_end
+        self._disturb = disturb
         self._arrivals = [(request.due_s, request.number, request) for request in source]
         heapq.heapify(self._arrivals)
         self._decoding: list[_Task] = []
         self._computing: list[_Task] = []
         self._running: list[RunningBatch] = []
         self._requests: dict[int, Request] = {}
+        self._now_s = 0.0
         self.result = Result()
 
     def run(self) -> Result:
@@ -151,7 +197,7 @@ class Simulation:
             for tasks, rate in ((self._decoding, decode_rate), (self._computing, batch_rate)):
                 for task in tasks:
                     task.left_s -= (until_s - now_s) * rate
-            now_s = until_s
+            now_s = self._now_s = until_s
             self._advance(now_s)
         self.result.ended_s = now_s
         return self.result
@@ -172,21 +218,57 @@ class Simulation:
     def _advance(self, now_s: float) -> None:
         """Everything that happens now."""
         while self._arrivals and self._arrivals[0][0] <= now_s:
-            request = heapq.heappop(self._arrivals)[2]
-            self._decoding.append(_Task(self._curves[request.model].decode_s, request))
+            self._arrive(heapq.heappop(self._arrivals)[2], now_s)
         for task in [task for task in self._computing if task.left_s <= 1e-9]:
             self._computing.remove(task)
             self._end(task, now_s)
         for task in [task for task in self._decoding if task.left_s <= 1e-9]:
             self._decoding.remove(task)
-            self._requests[task.request.number] = task.request
-            self._policy.put(_job(task.request, now_s), self._free(), now_s)
+            self._decoded(task, now_s)
         while (batch := self._policy.next(self._free(), self._running, now_s)) is not None:
             batch.started_s = now_s
             self._running.append(batch)
             first = self._requests[batch.jobs[0].key[1]]
-            seconds = self._curves[first.model].batch_s(len(batch.jobs), batch.lanes, self._lanes)
+            seconds = self._curves[first.model].batch_s(len(batch.jobs), batch.lanes, self._lanes) * self._disturb()
             self._computing.append(_Task(seconds, first, batch, now_s))
+
+    def _arrive(self, request: Request, now_s: float) -> None:
+        decode_s, refusal = self._curves[request.model].decode_s, None
+        if self._front_end is not None:
+            refusal = self._front_end.arrived(request, request.due_s + request.deadline_s, now_s)
+        self._decoding.append(_Task(decode_s if refusal is None else REFUSAL_PART * decode_s, request, refusal=refusal))
+
+    def _decoded(self, task: _Task, now_s: float) -> None:
+        request = task.request
+        deadline_s = request.due_s + request.deadline_s
+        if task.refusal is not None:
+            self._refuse(request, now_s, task.refusal, accepted=False)
+            return
+        if self._front_end is not None:
+            self._front_end.decoded(request, now_s)
+        self._now_s = now_s
+        self._requests[request.number] = request
+        shape = shape_of(request.model, request.side)
+        job = Job((b"", request.number), shape, _INPUT, _PARAMS, now_s, deadline_s, self._reply)
+        self._policy.put(job, self._free(), now_s)
+
+    def _reply(self, job: Job, result: JobResult) -> None:
+        """A policy refuses a job, when it is put or later."""
+        assert isinstance(result.result, ConvMLPError)
+        request = self._requests.pop(job.key[1])
+        if self._front_end is not None:
+            self._front_end.ended(job, answered=False, now_s=self._now_s)
+        self._refuse(request, self._now_s, result.result, accepted=self._now_s > job.enqueued_s)
+
+    def _refuse(self, request: Request, now_s: float, error: ConvMLPError, *, accepted: bool) -> None:
+        self.result.refusals.append(Refusal(request, now_s, error, accepted))
+        self._follow(request, now_s)
+
+    def _follow(self, request: Request, now_s: float) -> None:
+        """The next request of the client."""
+        following = self._after(request, now_s)
+        if following is not None:
+            heapq.heappush(self._arrivals, (following.due_s, following.number, following))
 
     def _free(self) -> int:
         return self._lanes - sum(batch.lanes for batch in self._running if not batch.overlaps)
@@ -196,6 +278,7 @@ class Simulation:
         assert batch is not None
         self._running.remove(batch)
         self._policy.ended(batch, now_s - task.started_s)
+        last = batch.jobs[-1]
         for job in batch.jobs:
             request = self._requests.pop(job.key[1])
             result.latencies_s.append(now_s - request.due_s)
@@ -203,25 +286,14 @@ class Simulation:
             result.queue_s.append(task.started_s - job.enqueued_s)
             result.infer_s.append(now_s - task.started_s)
             result.images.append(len(batch.jobs))
-            following = self._after(request, now_s)
-            if following is not None:
-                heapq.heappush(self._arrivals, (following.due_s, following.number, following))
+            result.requests.append(request)
+            if self._front_end is not None:
+                self._front_end.ended(job, answered=job is last, now_s=now_s)
+            self._follow(request, now_s)
 
 
-def shape_of(model: str) -> Shape:
-    return Shape(model, model, 224, 224)
-
-
-def _job(request: Request, now_s: float) -> Job:
-    return Job(
-        (b"", request.number),
-        shape_of(request.model),
-        _INPUT,
-        _PARAMS,
-        now_s,
-        now_s + DEADLINE_S,
-        lambda _job, _result: None,
-    )
+def shape_of(model: str, side: int = SIDE) -> Shape:
+    return Shape(model, model, side, side)
 
 
 def poisson(rates: Mapping[str, float], count: int, seed: int) -> list[Request]:

@@ -23,6 +23,8 @@ SMOOTHING = 0.2
 """Weight of the latest batch in the mean of `LatencyEstimator`."""
 MIN_DIFFERENCE = 0.5
 """Of an output's pixels from the mean, as a part of them: times of more equal ones differ mostly by chance."""
+DEVIATIONS = 2.0
+"""A batch seldom takes longer than expected by more than so many times the mean of its differences."""
 MAX_KNOWN = 256
 """Shapes, and slots, whose speed is kept."""
 
@@ -33,15 +35,15 @@ class LatencyEstimator:
     Only batches on one lane count: several lanes together take longer for an image, and a batch gets them only while
     there is little to do. The first batch of a shape does not count: it chooses kernels and allocates memory, and an
     estimate made from it would refuse jobs without a reason. Until the second one a shape is as fast by pixels as the
-    fastest batch of its model since the last trial.
+    fastest batch of its model since the last trial. How much the times of a shape vary is estimated too.
 
     A segmenter also computes as many pixels as its picture has, whatever the network's input. The seconds of such a
     pixel are learned, for a slot, from batches of one shape with pictures of other sizes; until then they are 0.
     """
 
     def __init__(self) -> None:
-        self._seconds: dict[Shape, tuple[float, float] | None] = {}
-        """Of an image, and its output's pixels: means."""
+        self._seconds: dict[Shape, tuple[float, float, float] | None] = {}
+        """Of an image, and its output's pixels: means. Also the mean of how far the seconds are from expected ones."""
         self._by_pixel: dict[str, float] = {}
         self._outputs: dict[str, tuple[float, float]] = {}
         """By slot, over differences of outputs within a shape: sums of pixels times seconds, and of pixels squared."""
@@ -59,12 +61,17 @@ class LatencyEstimator:
             self._seconds[shape] = None
         else:
             if before is None:
-                self._seconds[shape] = image_s, output
+                self._seconds[shape] = image_s, output, 0.0
             else:
-                mean_s, mean = before
+                mean_s, mean, deviation_s = before
+                off_s = abs(image_s - self._seconds_of(shape, before, output))
                 if output:
                     self._learn_output(shape.slot, image_s - mean_s, output - mean, output)
-                self._seconds[shape] = mean_s + SMOOTHING * (image_s - mean_s), mean + SMOOTHING * (output - mean)
+                self._seconds[shape] = (
+                    mean_s + SMOOTHING * (image_s - mean_s),
+                    mean + SMOOTHING * (output - mean),
+                    deviation_s + SMOOTHING * (off_s - deviation_s),
+                )
             input_s = image_s - self._output_pixel_s(shape.slot) * output if output else image_s
             fastest = self._by_pixel.pop(shape.slot, math.inf)
             self._by_pixel[shape.slot] = min(fastest, max(input_s, 0.0) / (shape.height * shape.width))
@@ -77,9 +84,18 @@ class LatencyEstimator:
         `output_pixels`: those of its output; None: as many as images of the shape have had.
         """
         known = self._seconds.get(shape)
-        seconds, mean = (
-            (self._by_pixel.get(shape.slot, 0.0) * shape.height * shape.width, 0.0) if known is None else known
-        )
+        if known is None:
+            known = self._by_pixel.get(shape.slot, 0.0) * shape.height * shape.width, 0.0, 0.0
+        return self._seconds_of(shape, known, output_pixels)
+
+    def longer_s(self, shape: Shape) -> float:
+        """Seconds of one lane by which an image seldom takes longer than expected; 0 where nothing is known."""
+        known = self._seconds.get(shape)
+        return 0.0 if known is None else DEVIATIONS * known[2]
+
+    def _seconds_of(self, shape: Shape, known: tuple[float, float, float], output_pixels: float | None) -> float:
+        """As `image_s`, from what is recorded for a shape."""
+        seconds, mean, _ = known
         if not output_pixels or output_pixels == mean:
             return seconds
         output_pixel_s = self._output_pixel_s(shape.slot)
@@ -162,8 +178,10 @@ class Admission:
         drain_s = self.drain_s() if self._running or self._queue.images else 0.0
         if drain_s:
             left_s = job.deadline_s - self._clock()
-            # The first comparison is a bound that most jobs keep, and costs less than the estimate.
-            if 0 < left_s < MARGIN * drain_s + image_s * self._limits.configured(job.shape):
+            # Most jobs keep a bound that costs less than the estimate: all that waits is before them. There may be more
+            # where other models get jobs meanwhile.
+            bound_s = MARGIN * drain_s + image_s * self._limits.configured(job.shape)
+            if left_s > 0 and (left_s < bound_s or self._queue.is_mixed):
                 answered_s = self._answered_s(job.shape, image_s, job.deadline_s)
                 if answered_s > left_s:
                     raise too_late(answered_s, drain_s)
@@ -204,21 +222,33 @@ class Admission:
     def _answered_s(self, shape: Shape, image_s: float, deadline_s: float) -> float:
         """Expected seconds until the end of the batch of a job that arrives now.
 
-        Only what is served before the job counts. Later deadlines of its model do not delay it, nor what other models
-        have beyond their shares. (Under a load that cannot be served some of those are removed as late.)
+        Only what is served before the job counts: see `JobQueue.seconds_before`. (Under a load that cannot be served
+        some of what other models have beyond their shares is removed as late.)
         """
         queue = self._queue
         waiting = others = 0
         ahead_s = self._running_s() if self._running else 0.0
         if queue.images:
-            ahead_s += queue.seconds_before(shape.model, deadline_s)
+            before_s = queue.seconds_before(shape.model, deadline_s, self._clock(), self._lanes, ahead_s)
+            ahead_s += before_s + self._companions_s(shape)
             waiting = queue.depth_of(shape)
             others = queue.images - waiting
         plan = plan_batch(self._lanes, waiting + 1, others, self._limits.max_images(shape), self._lanes)
-        answered_s = MARGIN * ahead_s / self._lanes + plan.images * image_s / plan.lanes
+        batch_s = plan.images * (image_s + self._latency.longer_s(shape))
+        answered_s = MARGIN * ahead_s / self._lanes + batch_s / plan.lanes
         if self._can_overlap:
             answered_s = min(answered_s, self._overlapping_s(shape, image_s, deadline_s))
         return answered_s
+
+    def _companions_s(self, shape: Shape) -> float:
+        """Seconds of one lane that jobs with later deadlines are expected to take before a job, because they have the
+        shapes of jobs before it and share their batches: half of the places that these leave."""
+        return sum(
+            -len(entries) % self._limits.max_images(other) * self._latency.image_s(other) / 2
+            for of_model in self._queue.models.values()
+            for other, entries in of_model.shapes.items()
+            if other != shape
+        )
 
     def _overlapping_s(self, shape: Shape, image_s: float, deadline_s: float) -> float:
         """As `_answered_s`, if the job overlaps the running batches after those of its model; infinity: it cannot."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,6 +17,14 @@ MAX_MODELS = 1024
 LEAD_S = 0.25
 """Seconds of one lane by which a model may be ahead of its share. While all models are served in time, bursts of one
 stay below it, and all jobs run by deadline, which keeps the slowest answers soonest: see `benchmarks.tail`."""
+ARRIVALS_S = 1.0
+"""Work that arrived so many seconds ago counts e times less in `ArrivalRates`."""
+MIN_RATE = 0.01
+"""Of a lane: a model of which less work arrives has no part in estimates unless its jobs wait."""
+FORGET_S = 10.0
+"""A model of which no job arrived for so long has no rate."""
+ROUNDS = 4
+"""Of the estimate of what arrives until a job is served: it depends on itself."""
 
 
 class FairShares:
@@ -59,12 +67,64 @@ class FairShares:
         """Seconds of one lane that a model may use before another one's jobs that are due later."""
         return max(0.0, self._time(other) + self._lead_s - self._time(model)) * self.weight(model)
 
+    def claims_s(self, model: str, turn_s: float, others: Iterable[str]) -> dict[str, float]:
+        """Seconds of one lane that each of the others may use before a model has used `turn_s` of its virtual time,
+        even for jobs that are due later.
+
+        While the model is more than the lead ahead of the least of them, that one is served, up to the lead below the
+        model, and so are others that are behind the model.
+        """
+        times = {other: max(self._time(other), self._present) for other in others}
+        end = max(self._time(model), self._present) + turn_s
+        least = min(times, key=times.__getitem__, default=model)
+        if least == model or end - self._lead_s <= times[least]:
+            return dict.fromkeys(times, 0.0)
+        return {
+            other: max(0.0, end - at - (self._lead_s if other == least else 0.0)) * self.weight(other)
+            for other, at in times.items()
+        }
+
     def charge(self, model: str, seconds: float) -> None:
         """Charge a model for seconds of one lane; negative ones return what a batch was charged too much."""
         self._times[model] = self._times.get(model, self._present) + seconds / self._weights.get(model, 1.0)
 
     def _time(self, model: str) -> float:
         return self._times.get(model, self._present)
+
+
+class ArrivalRates:
+    """The work that arrives for each model, lately: seconds of one lane in a second."""
+
+    def __init__(self) -> None:
+        self._rates: dict[str, tuple[float, float]] = {}
+        """With the times that they hold for."""
+
+    def record(self, model: str, seconds: float, now_s: float) -> None:
+        """A job arrived that is expected to take so many seconds."""
+        rate = self._rate(model, now_s) + seconds / ARRIVALS_S
+        self._rates.pop(model, None)
+        self._rates[model] = rate, now_s
+        if len(self._rates) > MAX_MODELS:
+            del self._rates[next(iter(self._rates))]  # the model whose last job is the oldest
+
+    def __len__(self) -> int:
+        """The models of which a job arrived lately."""
+        return len(self._rates)
+
+    def rates(self, now_s: float) -> dict[str, float]:
+        """By model, of those whose rate counts."""
+        rates: dict[str, float] = {}
+        for model in tuple(self._rates):
+            rate = self._rate(model, now_s)
+            if rate >= MIN_RATE:
+                rates[model] = rate
+            elif now_s - self._rates[model][1] > FORGET_S:
+                del self._rates[model]
+        return rates
+
+    def _rate(self, model: str, now_s: float) -> float:
+        rate, at_s = self._rates.get(model, (0.0, now_s))
+        return rate * math.exp(min(0.0, at_s - now_s) / ARRIVALS_S)
 
 
 class Entry(NamedTuple):
@@ -117,11 +177,17 @@ class JobQueue:
         self.pixels = 0
         self.models: dict[str, ModelQueue] = {}
         self.shares = FairShares(weights or {})
+        self._arrivals = ArrivalRates()
 
     @property
     def seconds(self) -> float:
         """Seconds of one lane that all jobs are expected to take."""
         return sum(queue.seconds for queue in self.models.values())
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether jobs of several models arrive."""
+        return len(self._arrivals) > 1
 
     def depth(self, model: str) -> int:
         """How many jobs of a model wait."""
@@ -137,26 +203,40 @@ class JobQueue:
         """Whether a job waits for a slot; takes O(shapes)."""
         return any(shape.slot == slot for queue in self.models.values() for shape in queue.shapes)
 
-    def seconds_before(self, model: str, deadline_s: float) -> float:
-        """Estimated seconds of one lane that are served before a job with this deadline.
+    def seconds_before(
+        self, model: str, deadline_s: float, now_s: float, lanes: int = 1, running_s: float = 0.0
+    ) -> float:
+        """Estimated seconds of one lane that are served before a job with this deadline, which arrives now.
 
-        They are the jobs of its own model with an earlier deadline, and of each other model what it gets by its share
-        meanwhile, or by jobs with an earlier deadline as far as it may be ahead of its share.
+        They are the jobs of its own model with an earlier deadline. Of each other model they are the jobs with an
+        earlier deadline, as far as it may be ahead of its share, or what it may use by its share whatever is due when.
+        That is of what waits, and of what is expected to arrive until then: on so many lanes, after `running_s` of what
+        runs now.
         """
         own = self.models.get(model)
         own_s = own.seconds_until(deadline_s) if own is not None else 0.0
-        turn_s = own_s / self.shares.weight(model)
         before_s = own_s
-        for other, queue in self.models.items():
-            if other != model:
-                share_s = turn_s * self.shares.weight(other)
-                earlier_s = min(queue.seconds_until(deadline_s), share_s + self.shares.lead_s(other, model))
-                before_s += min(queue.seconds, max(share_s, earlier_s))
-        return before_s
+        turn_s = own_s / self.shares.weight(model)
+        rates = self._arrivals.rates(now_s)
+        arriving: list[tuple[float, float]] = []
+        claims = self.shares.claims_s(model, turn_s, (self.models.keys() | rates.keys()) - {model})
+        for other, claim_s in claims.items():
+            if (queue := self.models.get(other)) is not None:
+                allowed_s = turn_s * self.shares.weight(other) + self.shares.lead_s(other, model)
+                waiting_s = min(queue.seconds, max(claim_s, min(queue.seconds_until(deadline_s), allowed_s)))
+                before_s += waiting_s
+                claim_s -= waiting_s
+            if claim_s > 0.0 and other in rates:
+                arriving.append((rates[other] / lanes, claim_s))
+        # From above: where the rounds do not suffice, more is expected than will arrive.
+        total_s = before_s + sum(claim_s for _, claim_s in arriving)
+        for _ in range(ROUNDS if arriving else 0):
+            total_s = before_s + sum(min(rate * (running_s + total_s), claim_s) for rate, claim_s in arriving)
+        return total_s
 
     def later(self, model: str, deadline_s: float) -> Iterator[tuple[Entry, float]]:
         """The jobs of a model with a later deadline, in their order, each with the seconds of one lane until its end,
-        estimated as in `seconds_before`. Takes O(n)."""
+        where each other model takes its share of what waits. Takes O(n)."""
         queue = self.models.get(model)
         if queue is None:
             return
@@ -191,6 +271,7 @@ class JobQueue:
         insort(queue.entries, entry)
         insort(queue.shapes.setdefault(job.shape, []), entry)
         queue.seconds += seconds
+        self._arrivals.record(model, seconds, job.enqueued_s)
         self._entries[job.key] = entry
         self.images += 1
         self.pixels += pixels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from service.worker.admission import MAX_KNOWN, SMOOTHING, LatencyEstimator
@@ -17,6 +19,25 @@ def test_the_first_batch_does_not_count_and_later_ones_are_smoothed() -> None:
     assert latency.image_s(shape()) == 2.0
     latency.record(shape(), 1, 3.0)
     assert latency.image_s(shape()) == pytest.approx(2.0 + SMOOTHING)
+
+
+def test_times_that_vary_are_expected_to_vary() -> None:
+    """Equal batches never take longer than expected. Of times that vary at random, few are beyond the bound, and it
+    follows when they become equal again."""
+    latency, draw = LatencyEstimator(), random.Random(1)
+    assert latency.longer_s(shape()) == 0.0
+    for images in (1, 4, 2, 8):
+        latency.record(shape(), images, 0.1 * images)
+    assert latency.longer_s(shape()) == pytest.approx(0.0)
+    beyond = 0
+    for _ in range(1000):
+        image_s = draw.gauss(0.1, 0.02)
+        beyond += image_s > latency.image_s(shape()) + latency.longer_s(shape())
+        latency.record(shape(), 1, image_s)
+    assert 10 <= beyond <= 100
+    for _ in range(100):
+        latency.record(shape(), 1, 0.1)
+    assert latency.longer_s(shape()) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_an_unknown_shape_is_as_fast_for_its_pixels_as_the_model() -> None:

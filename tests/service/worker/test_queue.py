@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import Overloaded
-from service.worker.queue import LEAD_S, JobQueue
+from service.worker.queue import LEAD_S, MAX_MODELS, ArrivalRates, FairShares, JobQueue
 from service.worker.types import Job
 from tests.service.worker.jobs import job, shape
 
 SMALL, LARGE, OTHER = shape(4), shape(8), shape(4, "other")
+LATER_S = 1000.0
+"""So long after all jobs came that no more are expected."""
 
 
 def filled(*jobs: Job, seconds: float = 1.0) -> JobQueue:
@@ -108,16 +112,47 @@ def test_models_take_turns_by_what_they_had() -> None:
 def test_the_seconds_before_a_job_follow_deadlines_and_shares() -> None:
     """Later deadlines of its model are not served before a job, nor more of another model than its share and lead."""
     queue = filled(*(job(number, deadline_s=10.0 + number) for number in range(10)))
-    assert queue.seconds_before("m", 99.0) == 10.0
-    assert queue.seconds_before("m", 12.5) == 3.0
-    assert queue.seconds_before("m", 1.0) == 0.0
-    assert queue.seconds_before("other", 99.0) == LEAD_S
-    assert queue.seconds_before("other", 1.0) == 0.0
+    assert queue.seconds_before("m", 99.0, LATER_S) == 10.0
+    assert queue.seconds_before("m", 12.5, LATER_S) == 3.0
+    assert queue.seconds_before("m", 1.0, LATER_S) == 0.0
+    assert queue.seconds_before("other", 99.0, LATER_S) == LEAD_S
+    assert queue.seconds_before("other", 1.0, LATER_S) == 0.0
     queue.put(job(20, OTHER, 50.0), 1.0, 0.0)
-    assert queue.seconds_before("other", 99.0) == 2.0 + LEAD_S
-    assert queue.seconds_before("m", 99.0) == 11.0
+    assert queue.seconds_before("other", 99.0, LATER_S) == 2.0 + LEAD_S
+    assert queue.seconds_before("m", 99.0, LATER_S) == 11.0
     queue.shares.charge("m", 2 * LEAD_S)
-    assert queue.seconds_before("other", 99.0) == 2.0
+    assert queue.seconds_before("other", 99.0, LATER_S) == 2.0
+
+
+def test_the_seconds_before_a_job_count_what_is_expected_to_arrive() -> None:
+    """A model that used more than its share waits for jobs of others that come later: as many as their rate gives until
+    it is served, and no more than they may use. One that is within its share waits for none of them."""
+    queue = filled(*(job(number, deadline_s=10.0 + number) for number in range(10)))
+    for number in range(20, 30):
+        queue.put(job(number, OTHER, 50.0), 0.01, 0.0)  # 0.1 s of work a second
+    assert queue.seconds_before("m", 9.0, 0.0) == 0.0
+    lane_s = 10.0 + 0.1
+    assert queue.seconds_before("m", 99.0, 0.0) == pytest.approx(lane_s / 0.9, rel=1e-3)
+    assert queue.seconds_before("m", 99.0, 0.0, lanes=2) == pytest.approx(lane_s / 0.95, rel=1e-3)
+    assert queue.seconds_before("m", 99.0, 0.0, running_s=1.0) == pytest.approx((lane_s + 0.1) / 0.9, rel=1e-3)
+    assert queue.seconds_before("m", 99.0, LATER_S) == pytest.approx(lane_s)
+    assert queue.seconds_before("other", 99.0, 0.0) == pytest.approx(0.1 + 0.1 + LEAD_S)
+    for number in range(30, 40):
+        queue.put(job(number, OTHER, 50.0), 5.0, 0.0)  # far more than its share
+    assert queue.seconds_before("m", 99.0, 0.0) == pytest.approx(20.0, abs=LEAD_S)
+
+
+def test_models_share_what_one_that_is_ahead_must_wait_for() -> None:
+    """Of three models the one that is ahead of its share waits until the least has come up to it but for the lead, and
+    any other up to it: they are served while it is not."""
+    shares = FairShares({})
+    for model in ("a", "b", "c"):
+        shares.enter(model)
+    shares.charge("a", 1.0)
+    shares.charge("b", 0.4)
+    assert shares.claims_s("a", 0.5, ["b", "c"]) == pytest.approx({"b": 1.1, "c": 1.5 - LEAD_S})
+    assert shares.claims_s("c", LEAD_S, ["a", "b"]) == {"a": 0.0, "b": 0.0}
+    assert shares.claims_s("a", 0.5, []) == {}
 
 
 def test_a_repeated_number_replaces_its_job() -> None:
@@ -128,3 +163,24 @@ def test_a_repeated_number_replaces_its_job() -> None:
     assert queue.pixels == 64
     assert queue.take(LARGE, 5) == (again,)
     assert queue.images == 0
+
+
+def test_arrival_rates_are_means_of_the_last_seconds() -> None:
+    """Work that comes evenly has its rate; once none comes, the rate falls and the model is left out."""
+    rates = ArrivalRates()
+    for step in range(1000):
+        rates.record("m", 0.005, step / 100)
+    assert rates.rates(10.0)["m"] == pytest.approx(0.5, rel=0.02)
+    assert rates.rates(11.0)["m"] == pytest.approx(0.5 / math.e, rel=0.02)
+    assert rates.rates(20.0) == {}
+
+
+def test_the_number_of_arrival_rates_is_bounded() -> None:
+    """The model whose last job is the oldest is forgotten."""
+    rates = ArrivalRates()
+    for number in (0, *range(MAX_MODELS), 0):
+        rates.record(str(number), 1.0, 0.0)
+    rates.record("new", 1.0, 0.0)
+    assert len(rates.rates(0.0)) == MAX_MODELS
+    assert {"0", "new"} <= rates.rates(0.0).keys()
+    assert "1" not in rates.rates(0.0)
