@@ -72,8 +72,7 @@ class HuggingFace:
         # Before the body is read, so that a wrong model name does not cost an upload.
         candidates = self._candidates(_model_name(scope["query_string"]))
         try:
-            reading = request.read(self._max_bytes, engine.bodies)
-            image = await within_deadline(reading, deadline_s)
+            image = await request.read_by(deadline_s, self._max_bytes, engine.bodies)
             parameters, url = kind(), None
             if not image:
                 raise BadRequest(f"the body is empty; {HOW_TO_SEND}")

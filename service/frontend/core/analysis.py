@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, TypeVar
+
+from msgspec.structs import replace
 
 from model.containers.header import Header, ImageFormat
 from model.decode import DecodeLimits, decode_picture, depends_on_reader

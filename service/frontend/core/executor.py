@@ -20,13 +20,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from enum import Enum, auto
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
 import cv2
+import msgspec
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from model.containers.header import Header
@@ -59,8 +59,7 @@ CLOSE_S = 10.0
 """How long closing a pool waits for running work."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timed(Generic[T]):
+class Timed(msgspec.Struct, Generic[T], frozen=True):
     """A value, and how long it took. `started_s` is on the clock of `time.monotonic`."""
 
     value: T
@@ -78,8 +77,7 @@ class Stage(Enum):
     ENDED = auto()
 
 
-@dataclass(slots=True, eq=False)
-class Work(Generic[T]):
+class Work(msgspec.Struct, Generic[T], eq=False):
     """A piece of work for a pool: `call(*args)`. Once it is submitted `future` has its result.
 
     `cost` is the expected work, in the unit of `model.decode.Header`; 0 where it is not known. `nbytes` of the pool's
@@ -100,7 +98,7 @@ class Work(Generic[T]):
     """Expected seconds from its end to the request's."""
     images: int = 1
     """How many network inputs its result has, at most."""
-    future: asyncio.Future[Timed[T]] = field(init=False)
+    future: asyncio.Future[Timed[T]] = None  # type: ignore[assignment]  # it is set when the work is submitted
     stage: Stage = Stage.NEW
     place: Place | None = None
     """In the queue, also after it was taken from there; None for work that never was there."""

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from contextvars import Token
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
 import structlog
 
 from model.errors import ConvMLPError
@@ -89,8 +89,7 @@ class RequestLog:
         )
 
 
-@dataclass(slots=True)
-class RequestRecord:
+class RequestRecord(msgspec.Struct, eq=False):
     """One request, or one message of a stream. Use as a context manager around all work for it.
 
     `started_s` is on the clock of `time.monotonic`. `event` names the access log's line; without it there is none.
@@ -98,8 +97,7 @@ class RequestRecord:
     transport's. `given_id` and `given_model` are those in a gRPC message. `predicts`: the metrics count it. `outcome`
     is `ok`, `cancelled` or a domain error's code; `failed`: the service is to blame for it. `span` is None where the
     request is not traced. `precision`: what the network computed in. `batch_images`: the batch's size, the largest
-    of several. `held_bytes` is the request's part of the engine's `ByteBudget`. `durations_ms` has each stage's time
-    and the `total`, once the outcome is known.
+    of several. `held_bytes` is the request's part of the engine's `ByteBudget`. `total_s` is known once the answer is.
     """
 
     log: RequestLog
@@ -125,7 +123,7 @@ class RequestRecord:
     reply_bytes: int = 0
     held_bytes: int = 0
     span: Span | None = None
-    durations_ms: dict[str, float] | None = None
+    total_s: float | None = None
     _token: Token[str] | None = None
     _within: AbstractContextManager[None] | None = None
 
@@ -144,9 +142,9 @@ class RequestRecord:
             if self.status == "OK":
                 self.status = "CANCELLED" if self.outcome == CANCELLED else "UNKNOWN"
         try:
-            durations_ms = self.durations_ms or self.finish()
+            total_s = self.finish()
             if self.event:
-                self._write(durations_ms)
+                self._write(total_s)
             if self.span is not None:
                 self._end_span(self.span)
         finally:
@@ -176,26 +174,11 @@ class RequestRecord:
             self.log.metrics.count_error(error)
         self.finish()
 
-    def finish(self) -> dict[str, float]:
-        """The answer is known and about to be sent: stop the clock and count the request, once.
-
-        Returns the milliseconds by stage, and their `total`; with several images each stage is its slowest image's.
-        """
-        if self.durations_ms is not None:
-            return self.durations_ms
-        seconds = time.monotonic() - self.started_s
-        timings = self.timings
-        self.durations_ms = durations_ms = (
-            {}
-            if timings is None
-            else {
-                "decode": timings.decode * 1000,
-                "queue": timings.queue * 1000,
-                "infer": timings.infer * 1000,
-                "post": timings.post * 1000,
-            }
-        )
-        durations_ms["total"] = seconds * 1000
+    def finish(self) -> float:
+        """The answer is known and about to be sent: stop the clock and count the request, once. Returns its seconds."""
+        if self.total_s is not None:
+            return self.total_s
+        self.total_s = seconds = time.monotonic() - self.started_s
         if not self.outcome:
             self.outcome = "ok"
         if self.predicts:
@@ -205,16 +188,19 @@ class RequestRecord:
             observed = seconds, None if ids is None else exemplar_of(ids, seconds)
             for duration in durations:
                 duration.add(observed)
-        return durations_ms
+        return seconds
 
     def server_timing(self) -> str:
         """The value of the header Server-Timing (W3C), durations in ms, and the size of the batch."""
-        entries = ""
-        for stage, value in self.finish().items():
-            entries += f"{stage};dur={value:.2f}, "
-        return f"{entries}batch;desc={self.batch_images}" if self.batch_images else entries[:-2]
+        text, timings = f"total;dur={self.finish() * 1000:.2f}", self.timings
+        if timings is not None:
+            text = (
+                f"decode;dur={timings.decode * 1000:.2f}, queue;dur={timings.queue * 1000:.2f}, "
+                f"infer;dur={timings.infer * 1000:.2f}, post;dur={timings.post * 1000:.2f}, {text}"
+            )
+        return f"{text}, batch;desc={self.batch_images}" if self.batch_images else text
 
-    def _write(self, durations_ms: dict[str, float]) -> None:
+    def _write(self, total_s: float) -> None:
         line: dict[str, object] = {
             "transport": self.log.transport,
             "method": self.method,
@@ -230,8 +216,10 @@ class RequestRecord:
         for name in OPTIONAL_FIELDS:
             if line[name] in ("", None):
                 del line[name]
-        for stage, value in durations_ms.items():
-            line[f"{stage}_ms"] = round(value, 2)
+        if (timings := self.timings) is not None:
+            for stage in STAGES:
+                line[f"{stage}_ms"] = round(getattr(timings, stage) * 1000, 2)
+        line["total_ms"] = round(total_s * 1000, 2)
         access_logger.info(self.event, **line)
 
     def _end_span(self, span: Span) -> None:

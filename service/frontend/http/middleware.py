@@ -54,7 +54,6 @@ LISTS = frozenset(f"{prefix}{CUSTOM_MODELS}{end}" for prefix in ("", "/compat/de
 KEY_IN_QUERY = (*DEEPSTACK_PATHS, ROBOFLOW_PATH)
 """Below these paths a key may be `api_key` in the query string: their clients have no other place for it."""
 CONTENT_ENCODING = b"content-encoding"
-OK_LINE = b"HTTP/1.1 200 OK\r\n"
 NOSNIFF = (b"x-content-type-options", b"nosniff")
 SHUT_DOWN = "this process is shutting down and had no time left for the request; send it again"
 
@@ -160,15 +159,22 @@ class HttpRequest:
             return body
         return await asyncio.to_thread(b"".join, chunks) if total > JOIN_BYTES else b"".join(chunks)
 
-    @property
-    def has_arrived(self) -> bool:
-        """Whether `read` need not wait: the whole body is here, and in no coding."""
-        connection = self.connection
-        return (
-            isinstance(connection, BoundedHttp)
-            and not connection.cycle.more_body
-            and CONTENT_ENCODING not in self.headers
-        )
+    async def read_by(self, deadline_s: float, max_bytes: int, bodies: ByteBudget) -> bytes:
+        """`read`, by a deadline on the clock of `time.monotonic`. What has arrived takes no timer and no message.
+
+        Raises as `read`, and DeadlineExceeded: the body did not come in time.
+        """
+        connection, record, body = self.connection, self.record, None
+        if isinstance(connection, BoundedHttp) and self._receive == connection.cycle.receive:
+            body = None if CONTENT_ENCODING in self.headers else connection.take_body()
+        if body is None:
+            return await within_deadline(self.read(max_bytes, bodies), deadline_s)
+        self._unread = False
+        record.request_bytes = len(body)
+        if len(body) > max_bytes:
+            raise _too_long(max_bytes)
+        bodies.take(record, len(body))
+        return body
 
     def send(self, message: Message) -> Awaitable[None]:
         """ASGI's `send`."""
@@ -185,32 +191,23 @@ class HttpRequest:
     async def respond(self, body: bytes, media_type: str, headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
         """Answer 200 with a body that needs no charset. `headers` are more of them, names in lower case.
 
-        The head is written here. uvicorn's `send`, which checks each of its headers, does it where another server has
-        the connection, where it ended or is slow to read, or where an application around this one sees the messages.
+        uvicorn's `send`, which checks each header, is used where `BoundedHttp.write_answer` cannot be: another server
+        has the connection, it ended or is slow to read, or an application around this one sees the messages.
         """
         head = [*headers, (b"content-length", b"%d" % len(body)), (b"content-type", media_type.encode("latin-1"))]
-        connection, is_whole = self.connection, not self._unread
-        if is_whole:
+        connection, send = self.connection, self._send
+        if self._unread:
+            send = self.send
+        else:
             self.started = True
             self.record.reply_bytes = len(body)
             head = self._head(200, head)
-            if isinstance(connection, BoundedHttp) and self._send == connection.cycle.send:
-                cycle = connection.cycle
-                if not (cycle.disconnected or connection.flow.write_paused):
-                    parts = [OK_LINE]
-                    for name, value in (*cycle.default_headers, *head):
-                        parts += (name, b": ", value, b"\r\n")
-                    parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
-                    cycle.response_started = cycle.response_complete = True
-                    cycle.waiting_for_100_continue = False
-                    cycle.message_event.set()
-                    cycle.transport.write(b"".join(parts))
-                    cycle.transport.write(body)
-                    if not cycle.keep_alive:
-                        cycle.transport.close()
-                    cycle.on_response()
-                    return
-        send = self._send if is_whole else self.send
+            if (
+                isinstance(connection, BoundedHttp)
+                and send == connection.cycle.send
+                and connection.write_answer(head, body)
+            ):
+                return
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": body})
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from starlette.types import Receive
 
-from service.frontend.http.protocol import Disconnect
+from service.frontend.http.connections import Disconnect
 
 
 class ReceivedDisconnect(Disconnect):

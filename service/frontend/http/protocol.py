@@ -8,21 +8,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import SimpleNamespace, TracebackType
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import httptools
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ConnectionEnd
 from service.frontend.core.renewal import Reloaded
 from service.frontend.http import refusals
-from service.frontend.http.connections import Connections
+from service.frontend.http.connections import Connections, Disconnect
 from service.frontend.http.handshake import start_tls
 from service.frontend.http.refusals import MAX_HEAD_BYTES, Refusal, malformed
 
@@ -36,6 +35,8 @@ MAX_BODY_PARTS = 256
 """Chunks of a body, after which other connections are served: each costs time, however small it is."""
 RESERVE_HEAD_S = 2.0
 """Time for the head of a request on a connection beyond the limit."""
+OK_LINE = b"HTTP/1.1 200 OK"
+CLOSE = (b"connection", b"close")
 LINGER_S = 2.0
 """How long what arrives behind a refusal is read and dropped."""
 FIRST_LOOK_S, LAST_LOOK_S = 0.05, 1.0
@@ -55,47 +56,6 @@ class HttpService:
     reserve: ASGIApp
     connections: Connections
     tls: Reloaded[ssl.SSLContext] | None = None
-
-
-class Disconnect:
-    """Cancels the work for a request when its connection ends: use as a context manager around that work.
-
-    Each connection has one, because it answers one request at a time. ASGI's own message about a disconnect would
-    take another task for each request.
-
-    Raises:
-        ClientDisconnect: the connection ended, before the work or during it.
-    """
-
-    __slots__ = ("_cancellations", "_task", "happened")
-
-    def __init__(self) -> None:
-        self.happened = False
-        self._task: asyncio.Task[Any] | None = None
-
-    def notify(self) -> None:
-        """The connection ended."""
-        self.happened = True
-        if self._task is not None:
-            self._task.cancel()
-
-    def __enter__(self) -> None:
-        if self.happened:
-            raise ClientDisconnect
-        self._task = task = asyncio.current_task()
-        assert task is not None
-        self._cancellations = task.cancelling()  # by others, as `asyncio.timeout` distinguishes them
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        task, self._task = self._task, None
-        if not self.happened:
-            return
-        assert task is not None
-        if kind is None:  # the work was done before the cancellation took effect
-            task.uncancel()
-            raise ClientDisconnect
-        if isinstance(error, asyncio.CancelledError) and task.uncancel() <= self._cancellations:
-            raise ClientDisconnect from None
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -118,6 +78,8 @@ class BoundedHttp(HttpToolsProtocol):
         self._handshake: asyncio.Task[None] | None = None
         self._end_reason = ConnectionEnd.HANDSHAKE
         self._accepted_s = 0.0
+        self._idle_since_s: float | None = None
+        """When it was answered last, on the event loop's clock; None while a request arrives or is answered."""
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
@@ -184,8 +146,6 @@ class BoundedHttp(HttpToolsProtocol):
         if self._blocked or self._refusing or self._handshake is not None:
             self._keep(data)
             return
-        if self.timeout_keep_alive_task is not None:
-            self._unset_keepalive_if_required()
         start, end, self._body_parts = 0, len(data), 0
         while start < end:
             stop, cycle = end, self.cycle
@@ -234,6 +194,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._stop_head_timer()
         self._in_head = True
         self._body_left = 0
+        self._idle_since_s = None
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -266,8 +227,42 @@ class BoundedHttp(HttpToolsProtocol):
         cycle.body = body  # type: ignore[assignment]  # uvicorn only adds to it, and `bytes` of it is itself
         cycle.message_event.set()
 
+    def take_body(self) -> bytes | None:
+        """The whole body of the request, as ASGI's `receive` would return it; None where it has not arrived."""
+        cycle = self.cycle
+        if cycle.more_body or cycle.disconnected or cycle.response_complete:
+            return None
+        self.flow.resume_reading()
+        body, cycle.body = cycle.body, bytearray()
+        return bytes(body)
+
+    def write_answer(self, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Write a whole answer 200 in one system call, as ASGI's `send` would in two, but without a check of `headers`.
+
+        False: the connection has ended, or is slow to read, which `send` waits for.
+        """
+        cycle = self.cycle
+        if cycle.disconnected or self.flow.write_paused:
+            return False
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        head = (*cycle.default_headers, *headers) if cycle.keep_alive else (*cycle.default_headers, *headers, CLOSE)
+        cycle.transport.write(b"\r\n".join((OK_LINE, *map(b": ".join, head), b"", body)))
+        if not cycle.keep_alive:
+            cycle.transport.close()
+        cycle.on_response()
+        return True
+
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        """As uvicorn's, but without a timer for each answer: see `Connections.watch`."""
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        else:
+            self._idle_since_s = self.loop.time()
         if self._blocked:
             self._unblock()
 
@@ -301,9 +296,12 @@ class BoundedHttp(HttpToolsProtocol):
             return self._accepted_s
         if self._head_timer is not None:
             return self._head_timer.when() - self.head_timeout_s
-        if self.timeout_keep_alive_task is not None and self.cycle.response_complete:
-            return self.timeout_keep_alive_task.when() - self.timeout_keep_alive
-        return None
+        return self._idle_since_s
+
+    def close_idle(self, since_s: float) -> None:
+        """Close it if it waits for another request since then, on the event loop's clock, or longer."""
+        if self._idle_since_s is not None and self._idle_since_s <= since_s:
+            self.transport.close()
 
     def end(self, reason: ConnectionEnd) -> None:
         """Close it now, and free what it holds."""
@@ -392,7 +390,6 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _send_refusal(self, refusal: Refusal) -> None:
         self._stop_head_timer()
-        self._unset_keepalive_if_required()
         cycle, transport = self.cycle, self.transport
         if cycle is not None and not cycle.response_complete:  # the request is broken itself
             cycle.disconnected = True

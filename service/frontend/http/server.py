@@ -17,8 +17,6 @@ from service.frontend.core.request_log import RequestLog
 from service.frontend.http.middleware import PROBES, HttpRequest
 from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
 
-KEEP_ALIVE_S = 75
-"""Longer than the idle timeout of common load balancers, so that they are the ones to close a connection."""
 CANCELLED_ANSWERS_S = 2.0
 """How long requests that were cancelled at the end of the drain may take to send their answers."""
 NO_CONNECTION = "this process has as many connections as it may have; keep connections open and use them again"
@@ -43,12 +41,12 @@ async def serve(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=max(1, math.ceil(drain_timeout_s)),
     )
     server = Server(config)
     serving = asyncio.create_task(server.serve(list(sockets)))
     exiting = asyncio.create_task(should_exit.wait())
+    watching = asyncio.create_task(service.connections.watch(), name="idle-connections")
     try:
         await asyncio.wait({serving, exiting}, return_when=asyncio.FIRST_COMPLETED)
         server.should_exit = True
@@ -57,8 +55,8 @@ async def serve(
             # uvicorn cancelled them and does not wait for their answers.
             await asyncio.wait(server.server_state.tasks, timeout=CANCELLED_ANSWERS_S)
     finally:
-        exiting.cancel()
-        serving.cancel()
+        for task in (exiting, serving, watching):
+            task.cancel()
 
 
 class Server(uvicorn.Server):

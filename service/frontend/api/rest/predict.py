@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import lru_cache, partial
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -111,19 +111,16 @@ class ImageEndpoint(ABC, Generic[Q, M]):
         # Before the body is read, so that a wrong model name does not cost an upload.
         model = self._resolve(query, record)
         try:
-            is_image = headers.get(b"content-type", b"").startswith(IMAGE_TYPES)
-            reading: Awaitable[bytes | list[Upload]] = (
-                request.read(self._settings.max_request_bytes, engine.bodies)
-                if is_image
-                else read_uploads(request, self._settings, engine.bodies)
-            )
-            # A timer costs more than reading what has arrived.
-            body = await (reading if is_image and request.has_arrived else within_deadline(reading, deadline_s))
-            if not body:
-                raise BadRequest(EMPTY_BODY)
-            uploads: list[Upload] = [body] if isinstance(body, bytes) else body
-            if isinstance(body, bytes) and body[:1] in TEXT_STARTS:
-                uploads = await within_deadline(uploads_of_text(body, self._settings.max_images), deadline_s)
+            uploads: list[Upload]
+            if headers.get(b"content-type", b"").startswith(IMAGE_TYPES):
+                body = await request.read_by(deadline_s, self._settings.max_request_bytes, engine.bodies)
+                if not body:
+                    raise BadRequest(EMPTY_BODY)
+                uploads = [body]
+                if body[:1] in TEXT_STARTS:
+                    uploads = await within_deadline(uploads_of_text(body, self._settings.max_images), deadline_s)
+            else:
+                uploads = await within_deadline(read_uploads(request, self._settings, engine.bodies), deadline_s)
             if len(uploads) == 1:
                 image = uploads[0]
                 with request.connection.disconnect:

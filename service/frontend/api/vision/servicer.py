@@ -111,12 +111,8 @@ class Vision:
         response = reply.payload
         response.id = record.given_id or record.request_id
         response.model, response.precision = record.model, record.precision
-        milliseconds = record.finish()
-        response.timings.decode_ms = milliseconds["decode"]
-        response.timings.queue_ms = milliseconds["queue"]
-        response.timings.infer_ms = milliseconds["infer"]
-        response.timings.post_ms = milliseconds["post"]
-        response.timings.total_ms = milliseconds["total"]
+        _set_timings(response.timings, reply.timings)
+        response.timings.total_ms = record.finish() * 1000
         return response.SerializeToString()
 
     async def analyze(self, record: RequestRecord, data: bytes, timeout_ms: int | None) -> bytes:
@@ -171,7 +167,7 @@ class Vision:
                 record.log.metrics.count_error(error)
                 answer.error.CopyFrom(status_of(error, record.request_id))
         _set_timings(response.timings, timings)
-        response.timings.total_ms = record.finish()["total"]
+        response.timings.total_ms = record.finish() * 1000
         return response.SerializeToString()
 
     async def _fetched(self, message: Request | pb.AnalyzeRequest, record: RequestRecord, deadline_s: float) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import io
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry
 
 from model.bundle import BundleConfig
@@ -123,7 +123,7 @@ async def test_a_caller_s_images_leave_room_for_others() -> None:
         worker.runner.unblocked.clear()
 
         def asked(level: int, caller: str) -> asyncio.Task[Reply[int]]:
-            request = dataclasses.replace(request_for(engine, png_of(level)), caller=caller)
+            request = replace(request_for(engine, png_of(level)), caller=caller)
             return asyncio.create_task(engine.predict(request, first_label))
 
         many = [asked(level, "many") for level in range(1, 8)]

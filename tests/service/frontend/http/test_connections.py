@@ -23,7 +23,7 @@ from service.errors import ConnectionEnd
 from service.frontend.http.connections import RESERVED, Connections
 from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
 from service.frontend.http.refusals import MAX_HEAD_BYTES
-from service.frontend.http.server import Server
+from service.frontend.http.server import Server, serve
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import problem_of
 from tests.waiting import PATIENCE_S, until
@@ -529,6 +529,33 @@ async def test_the_first_request_may_offer_another_protocol(nbytes: int, chunked
         bodies = [(await answer(reader))[2] for _ in range(3)]
         assert bodies == [b"/offer " + body, b"/offer " + body, b"/2 "]
         writer.close()
+
+
+class Brief(Connections):
+    keep_alive_s = 0.2
+    idle_look_s = 0.02
+
+
+async def test_a_connection_that_waits_too_long_is_closed() -> None:
+    """A connection without another request ends after the keep-alive time; one whose request is answered does not."""
+    app, stop = Echo(), asyncio.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    service = HttpService(app, Probe(), Brief(10, FrontEndMetrics(CollectorRegistry())))
+    serving = asyncio.create_task(serve(service, [listener], stop, 1.0))
+    held, held_writer = await asyncio.open_connection(*listener.getsockname())
+    held_writer.write(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: app.begun == ["/held"])
+    idle, idle_writer = await asyncio.open_connection(*listener.getsockname())
+    idle_writer.write(b"GET /idle HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (await answer(idle))[0] == 200
+    async with asyncio.timeout(PATIENCE_S):
+        assert await idle.read() == b""
+    app.free.set()
+    assert (await answer(held))[0] == 200
+    stop.set()
+    await serving
+    held_writer.close()
+    idle_writer.close()
 
 
 async def test_idle_connections_give_way_at_the_limit() -> None:
