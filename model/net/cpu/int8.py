@@ -24,6 +24,8 @@ from model.net.quantisation import InputRange, InputRanges, quantise_weight
 if rows.AVAILABLE:
     from model.net.cpu import _kernels
 
+MIN_IN_CHANNELS = 8
+"""Of a convolution; fewer make no full vector of products."""
 VNNI_COLUMNS = 64
 """Outputs that kernels.c computes at a time; it takes layers of multiples of that."""
 MIN_ROWS_OF_THREAD = 12
@@ -52,8 +54,13 @@ def vnni_multiplies() -> bool:
 
 
 def takes_int8(layer: nn.Module) -> bool:
-    """Whether a layer has a form that multiplies bytes, and gains from it: one that is not depthwise."""
+    """Whether a layer has a form that multiplies bytes, and gains from it.
+
+    Depthwise convolutions and those of few input channels, such as a picture's, are as fast in bfloat16.
+    """
     match layer:
+        case nn.Conv2d() if layer.in_channels < MIN_IN_CHANNELS:
+            return False
         case nn.Conv2d():
             return layer.groups == 1 and layer.padding_mode == "zeros" and isinstance(layer.padding, tuple)
         case nn.Linear():
