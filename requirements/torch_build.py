@@ -29,8 +29,7 @@ def main(wanted: str) -> int:
         sys.stdout.write(f"--extra-index-url {INDEX}/{build}\n")
     elif build is not None:
         sys.stderr.write(
-            f"{INDEX} cannot be reached: torch comes from the configured package index, "
-            "perhaps with some 2 GB of CUDA's libraries\n"
+            f"{INDEX} cannot be reached: torch comes from the configured package index, perhaps with 2 GB for CUDA\n"
         )
     return 0
 

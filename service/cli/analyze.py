@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from model.types import Task
 from service.cli.options import (
@@ -13,11 +11,9 @@ from service.cli.options import (
     Images,
     OutputOptions,
     parameter_flag,
-    query_string,
     shared_flags,
 )
-from service.cli.predict import local_backend, predict_images
-from service.errors import BadParameter
+from service.cli.predict import open_backend, predict_images
 
 if TYPE_CHECKING:
     from service.cli.backends import AnalysisBackend, LocalBackend
@@ -49,16 +45,9 @@ def _open_backend(given: Given, options: BackendOptions) -> AnalysisBackend:
     from service.cli.backends import RemoteAnalysis
     from service.frontend.api.rest.analyze import read_analyze_query
 
-    try:
-        query = read_analyze_query(query_string(given))
-        if not options.local:
-            sent: Any = {
-                name: value.split(",") if name in ("tasks", "models") else value for name, value in given.items()
-            }
-            return RemoteAnalysis(options.url, options.api_key, sent, options.timeout_ms)
-    except BadParameter as error:
-        raise typer.BadParameter(error.detail) from None
-    return local_backend(lambda settings: _local(query, settings), options)
+    for name in given.keys() & {"tasks", "models"}:
+        given[name] = given[name].split(",")
+    return open_backend(options, "analyze", given, RemoteAnalysis, read_analyze_query, _local)
 
 
 def _local(query: AnalyzeQuery, settings: Settings) -> AnalysisBackend:

@@ -6,14 +6,13 @@ import logging
 import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
 from convmlp_client.aio import AsyncClient
 from convmlp_client.convert import result_from_json
 from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
-from convmlp_client.parameters import AnalyzeParameters
 from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
@@ -34,6 +33,8 @@ from service.frontend.core.parameters import VectorEncoding, params_for
 from service.frontend.core.tiling import TiledOutput, window_params
 from service.settings import Settings
 from service.worker.runner import DeviceMissing, OutOfDeviceMemory
+
+T = TypeVar("T")
 
 DEFAULT_TIMEOUT_S = 120.0
 """Limit of a prediction without --timeout-ms. The service's own limit is shorter."""
@@ -99,7 +100,7 @@ def open_client(
         raise BadParameter(f"--url or --api-key: {error}") from None
 
 
-class RemoteBackend:
+class _Remote(Generic[T]):
     """The service at `url`, called with the project's client: one image per request, several requests at once.
 
     The service batches concurrent requests, so a request of many images would gain nothing, and would put all of
@@ -119,17 +120,18 @@ class RemoteBackend:
         """Raises BadParameter if the URL or the key is malformed."""
         self.concurrency = concurrency
         self._client = open_client(url, api_key, timeout_ms, concurrency, retries)
-        methods: dict[ClientTask, Callable[..., Awaitable[Result]]] = {
+        methods: dict[ClientTask, Callable[..., Awaitable[Any]]] = {
             ClientTask.CLASSIFY: self._client.classify,
             ClientTask.DETECT: self._client.detect,
             ClientTask.SEGMENT: self._client.segment,
             ClientTask.EMBED: self._client.embed,
+            ClientTask.ANALYZE: self._client.analyze,
         }
-        self._method = methods[task]
+        self._method: Callable[..., Awaitable[T]] = methods[task]
         self._parameters = parameters
         _print_retries()
 
-    async def predict(self, image: bytes) -> Result:
+    async def predict(self, image: bytes) -> T:
         """The service's result.
 
         Raises:
@@ -145,26 +147,10 @@ class RemoteBackend:
         await self._client.aclose()
 
 
-class RemoteAnalysis:
-    """As `RemoteBackend`, for several tasks or models."""
+class RemoteBackend(_Remote[Result]): ...
 
-    concurrency = DEFAULT_CONCURRENCY
 
-    def __init__(self, url: str, api_key: str | None, parameters: AnalyzeParameters, timeout_ms: int | None) -> None:
-        """Raises BadParameter if the URL or the key is malformed."""
-        self._client = open_client(url, api_key, timeout_ms)
-        self._parameters = parameters
-        _print_retries()
-
-    async def predict(self, image: bytes) -> Analysis:
-        """The service's answers. Raises as `RemoteBackend.predict`."""
-        try:
-            return await self._client.analyze(image, **self._parameters)
-        except ClientError as error:
-            raise domain_error(error) from error
-
-    async def aclose(self) -> None:
-        await self._client.aclose()
+class RemoteAnalysis(_Remote[Analysis]): ...
 
 
 def domain_error(error: ClientError) -> ConvMLPError:

@@ -21,16 +21,15 @@ from service.cli.options import (
     Images,
     output_flag,
     parameter_flag,
-    query_string,
     shared_flags,
 )
-from service.cli.predict import local_backend
-from service.errors import BadParameter
+from service.cli.predict import open_backend
 
 if TYPE_CHECKING:
     from convmlp_client.results import Embedding
     from service.cli.backends import Backend
     from service.cli.inputs import ImageFile
+    from service.settings import Settings
 
 Out = Annotated[
     Path,
@@ -86,17 +85,13 @@ def embed(images: Images, *, out: Out, given: Given, normalize: Normalize = Fals
 
 
 def _open_backend(given: Given, options: BackendOptions) -> Backend:
-    from convmlp_client.results import Task as ClientTask
     from service.cli.backends import LocalBackend, RemoteBackend
-    from service.frontend.api.rest.embed import read_embed_query
+    from service.frontend.api.rest.embed import EmbedQuery, read_embed_query
 
-    try:
-        query = read_embed_query(query_string(given))
-        if not options.local:
-            return RemoteBackend(options.url, options.api_key, ClientTask.EMBED, given, options.timeout_ms)
-    except BadParameter as error:
-        raise typer.BadParameter(error.detail) from None
-    return local_backend(lambda settings: LocalBackend(query, Task.CLASSIFY, settings), options)
+    def load(query: EmbedQuery, settings: Settings) -> Backend:
+        return LocalBackend(query, Task.CLASSIFY, settings)
+
+    return open_backend(options, "embed", given, RemoteBackend, read_embed_query, load)
 
 
 async def _embed_all(backend: Backend, files: Sequence[ImageFile]) -> tuple[Vectors | None, int]:

@@ -253,7 +253,12 @@ def read_view(name: str | None, save: str | None) -> View | None:
     return View(name)
 
 
-def query_string(parameters: Mapping[str, str | float]) -> bytes:
+def query_string(parameters: Mapping[str, str | float | list[str]]) -> bytes:
     """As the REST API's query string has them."""
-    texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in parameters.items()}
-    return urlencode(texts, errors="replace").encode("ascii")
+
+    def text(value: str | float | list[str]) -> str:
+        if isinstance(value, list):
+            return ",".join(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return urlencode({name: text(value) for name, value in parameters.items()}, errors="replace").encode("ascii")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -30,9 +31,11 @@ from service.errors import BadParameter
 if TYPE_CHECKING:
     from service.cli.backends import AnalysisBackend, Backend
     from service.cli.inputs import ImageFile
+    from service.frontend.api.rest.query import Query
     from service.settings import Settings
 
 B = TypeVar("B")
+Q = TypeVar("Q")
 
 
 @shared_flags("model", "top_k")
@@ -111,26 +114,42 @@ def predict_images(
         raise typer.Exit(status)
 
 
-def _open_backend(task: Task, parameters: Mapping[str, str | float], options: BackendOptions) -> Backend:
-    from convmlp_client.results import Task as ClientTask
+def _open_backend(task: Task, given: Given, options: BackendOptions) -> Backend:
     from service.cli.backends import LocalBackend, RemoteBackend
     from service.frontend.api.rest.query import read_query
 
+    def load(query: Query, settings: Settings) -> Backend:
+        return LocalBackend(query, task, settings)
+
+    return open_backend(options, task.value, given, RemoteBackend, partial(read_query, task), load)
+
+
+def open_backend(
+    options: BackendOptions,
+    endpoint: str,
+    given: Given,
+    remote: Callable[..., B],
+    read: Callable[[bytes], Q],
+    load: Callable[[Q, Settings], B],
+) -> B:
+    """`remote` of the service's `endpoint`, or with --local what `load` makes; `read` is the service's own check of the
+    parameters, before anything is read, sent or loaded.
+
+    Raises:
+        typer.BadParameter, typer.Exit: a parameter or an option is wrong; torch is not installed.
+        ConvMLPError: as `LocalBackend`.
+    """
+    from convmlp_client.results import Task as ClientTask
+
     try:
-        # The service's own check of the parameters, before anything is read, sent or loaded.
-        query = read_query(task, query_string(parameters))
+        query = read(query_string(given))
         if not options.local:
-            return RemoteBackend(options.url, options.api_key, ClientTask(task), parameters, options.timeout_ms)
+            return remote(options.url, options.api_key, ClientTask(endpoint), given, options.timeout_ms)
     except BadParameter as error:
         raise typer.BadParameter(error.detail) from None
-    return local_backend(lambda settings: LocalBackend(query, task, settings), options)
-
-
-def local_backend(open_backend: Callable[[Settings], B], options: BackendOptions) -> B:
-    """Models of the store in this process. Raises typer.Exit where torch is not installed; as `LocalBackend`."""
     settings = settings_or_exit(models_dir=options.models_dir)
     try:
-        return open_backend(settings)
+        return load(query, settings)
     except ModuleNotFoundError as error:
         print_error(f"--local needs {error.name}, which is not installed; install this package's extra `worker`")
         raise typer.Exit(1) from None

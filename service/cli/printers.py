@@ -97,11 +97,12 @@ class LinePrinter:
 CRLF = "\r\n"
 """What ends a row, and so is quoted within one. Rows are printed as other lines are."""
 
+SIDES = ("xmin", "ymin", "xmax", "ymax")
 COLUMNS = {
     ClientTask.CLASSIFY: ("score",),
-    ClientTask.DETECT: ("score", "xmin", "ymin", "xmax", "ymax"),
+    ClientTask.DETECT: ("score", *SIDES),
     ClientTask.SEGMENT: ("area", "confidence"),
-    ClientTask.ANALYZE: ("score", "xmin", "ymin", "xmax", "ymax", "area", "confidence"),
+    ClientTask.ANALYZE: ("score", *SIDES, "area", "confidence"),
 }
 """Of CSV, behind those of all tasks."""
 
@@ -249,38 +250,24 @@ def print_result(name: str, result: Result) -> None:
     width, height = result.image.width, result.image.height
     match result:
         case Embedding(vector=vector):
-            columns = [number_column("dimension"), number_column("length")]
+            headers = ["dimension", "length"]
             rows = [[str(len(vector)), f"{np.linalg.norm(vector):.4f}"]]
         case Classification(labels=labels):
-            columns = [text_column("label"), number_column("score")]
-            rows = [[label.label, f"{label.score:.4f}"] for label in labels]
+            headers = ["label", "score"]
+            rows = [[one.label, f"{one.score:.4f}"] for one in labels]
         case Detections(detections=detections):
-            columns = [text_column("label"), *map(number_column, ("score", "xmin", "ymin", "xmax", "ymax"))]
+            headers = ["label", "score", *SIDES]
             rows = [
-                [
-                    detection.label,
-                    f"{detection.score:.4f}",
-                    *(f"{side:.1f}" for side in (box.xmin, box.ymin, box.xmax, box.ymax)),
-                ]
-                for detection in detections
-                for box in (detection.box,)
+                [one.label, f"{one.score:.4f}", *(f"{getattr(one.box, side):.1f}" for side in SIDES)]
+                for one in detections
             ]
         case Segmentation(segments=segments):
-            columns = [
-                text_column("label"),
-                number_column("area px"),
-                number_column("area %"),
-                number_column("confidence"),
-            ]
+            headers = ["label", "area px", "area %", "confidence"]
             rows = [
-                [
-                    segment.label,
-                    str(segment.area),
-                    f"{100 * segment.area / (width * height):.1f}",
-                    f"{segment.confidence:.4f}",
-                ]
-                for segment in segments
+                [one.label, str(one.area), f"{100 * one.area / (width * height):.1f}", f"{one.confidence:.4f}"]
+                for one in segments
             ]
+    columns = [text_column(header) if header == "label" else number_column(header) for header in headers]
     print_table(columns, rows, title=f"{name}  {width} x {height}  {result.meta.model}")
 
 
@@ -291,7 +278,7 @@ def _items(result: Result) -> Iterator[dict[str, Any]]:
             yield from ({"label": one.label, "index": one.index, "score": one.score} for one in labels)
         case Detections(detections=detections):
             for one in detections:
-                sides = {side: getattr(one.box, side) for side in ("xmin", "ymin", "xmax", "ymax")}
+                sides = {side: getattr(one.box, side) for side in SIDES}
                 yield {"label": one.label, "index": one.index, "score": one.score, **sides}
         case Segmentation(segments=segments):
             for segment in segments:

@@ -326,7 +326,7 @@ async def test_another_server_is_a_connection_error(service: LocalService) -> No
     """An HTTP port, and a port without a server, raise ConnectionFailed with the address, and `ready` is False. Without
     a server the error has the system's reason and what to check."""
     unused = "grpc://127.0.0.1:1"
-    nobody = f"cannot connect to {unused}: connection refused (is the service running there?)"
+    nobody = f"cannot connect to {unused}: connection refused"
     rest = service.url("rest").replace("http", "grpc")
     for url, beginning in ((rest, f"cannot connect to {rest}: "), (unused, nobody)):
         async with AsyncClient(url, retries=0) as client:

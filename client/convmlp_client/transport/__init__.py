@@ -58,10 +58,10 @@ class TransportConfig:
 
 
 def cannot_connect(address: str, reason: str) -> str:
-    """The detail of an error: no connection to a URL, and what to check. A port that the URL leaves out is named."""
+    """The detail of an error: no connection to a URL, and why. A port that the URL leaves out is named."""
     url = urlsplit(address)
     port = f" (port {DEFAULT_PORTS[url.scheme]})" if url.port is None else ""
-    return f"cannot connect to {address}{port}: {reason} (is the service running there?)"
+    return f"cannot connect to {address}{port}: {reason}"
 
 
 class ImageStream(Protocol[R_co]):
