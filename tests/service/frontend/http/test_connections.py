@@ -531,7 +531,7 @@ async def test_the_first_request_may_offer_another_protocol(nbytes: int, chunked
         writer.close()
 
 
-class Brief(Connections):
+class ShortKeepAlive(Connections):
     keep_alive_s = 0.2
     idle_look_s = 0.02
 
@@ -540,7 +540,7 @@ async def test_a_connection_that_waits_too_long_is_closed() -> None:
     """A connection without another request ends after the keep-alive time; one whose request is answered does not."""
     app, stop = Echo(), asyncio.Event()
     listener = socket.create_server(("127.0.0.1", 0))
-    service = HttpService(app, Probe(), Brief(10, FrontEndMetrics(CollectorRegistry())))
+    service = HttpService(app, Probe(), ShortKeepAlive(10, FrontEndMetrics(CollectorRegistry())))
     serving = asyncio.create_task(serve(service, [listener], stop, 1.0))
     held, held_writer = await asyncio.open_connection(*listener.getsockname())
     held_writer.write(b"GET /held HTTP/1.1\r\nHost: x\r\n\r\n")
