@@ -77,8 +77,10 @@ class PipelineParts:
     thresholds: Mapping[str, float] = field(default_factory=dict)
     problems: Mapping[str, str] = field(default_factory=dict)
 
-    def with_problem(self, where: Field, problem: str) -> PipelineParts:
-        return replace(self, problems={**self.problems, where: problem})
+    def with_problem(self, where: Field, problem: str, remedy: str = "") -> PipelineParts:
+        """With a field that cannot be served. `remedy`: what else must be done where the field's flag replaces it."""
+        text = f"{problem}, which is not served; {remedy}give {FLAGS[where]} to serve it in another way"
+        return replace(self, problems={**self.problems, where: text})
 
     @property
     def fields(self) -> frozenset[str]:
@@ -150,9 +152,7 @@ def require_served(parts: PipelineParts, replaced: frozenset[str]) -> None:
     """Raises BundleInvalid: a field of the source's pipeline cannot be served, and is not replaced."""
     for where, problem in parts.problems.items():
         if where not in replaced:
-            raise BundleInvalid(
-                f"{parts.source}: {problem}, which is not served; give {FLAGS[where]} to serve it in another way"
-            )
+            raise BundleInvalid(f"{parts.source}: {problem}")
 
 
 def _largest_side(pre: Preprocessing) -> int:
@@ -255,6 +255,15 @@ def _postprocessing(base: Postprocessing, parts: PipelineParts) -> Postprocessin
     known = {name: value for name, value in parts.thresholds.items() if name in DetectPostSpec.model_fields}
     counts = {name: int(value) for name, value in known.items() if name in ("candidates_per_level", "proposals")}
     return DetectPostSpec.model_validate({**base.model_dump(), **known, **counts})
+
+
+def with_bgr_problem(parts: PipelineParts) -> PipelineParts:
+    """Of a network that was trained on blue, green, red: its weights must change for pictures in RGB."""
+    return parts.with_problem(
+        "normalisation",
+        "it was trained on pictures in the order BGR",
+        "reverse the input channels of its first convolution (weight[:, [2, 1, 0]]), save it, and ",
+    )
 
 
 def three_numbers(value: object) -> Channels | None:

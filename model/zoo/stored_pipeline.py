@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,20 @@ from typing import Any
 from model.errors import BundleInvalid
 from model.files import open_regular
 from model.zoo.checkpoint_file import CheckpointFile
-from model.zoo.pipeline import PipelineParts, grey_levels, three_numbers
+from model.zoo.pipeline import PipelineParts, grey_levels, three_numbers, with_bgr_problem
 from model.zoo.toolbox_config import MAX_CHARACTERS, read_toolbox_config, toolbox_pipeline
 from model.zoo.unpickling import Placeholder
 
 _INTERPOLATIONS: dict[object, str] = {2: "bilinear", 3: "bicubic", "bilinear": "bilinear", "bicubic": "bicubic"}
 """By name, or by Pillow's number."""
+_SHORTER_SIDE = frozenset(
+    {"Bit", "ChineseCLIP", "CLIP", "ConvNext", "Levit", "MobileNetV1", "MobileNetV2", "MobileViT", "PoolFormer"}
+)
+"""Image processors of transformers for which a single number as `size` is the shorter side; for others it is both."""
+_FRACTION = frozenset({"ConvNext", "PoolFormer"})
+"""Those that divide the shorter side by `crop_pct`."""
+LARGE_CONVNEXT = 384
+"""From this size on, in pixels, ConvNext's does not crop."""
 
 
 def stored_pipelines(file: CheckpointFile) -> Iterator[PipelineParts]:
@@ -60,9 +69,10 @@ def _read(path: Path) -> list[PipelineParts]:
             content = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise BundleInvalid(f"{path} is not valid JSON: {error}") from error
-        timm = content.get("pretrained_cfg", content)
         found = [_transformers_pipeline(content, source)]
-        found.append(_timm_pipeline(timm if isinstance(timm, Mapping) else {}, source))
+        if not _is_processor(content):
+            timm = content.get("pretrained_cfg", content)
+            found.append(_timm_pipeline(timm if isinstance(timm, Mapping) else {}, source))
     else:
         found = [toolbox_pipeline(read_toolbox_config(text), source)]
     return found
@@ -82,12 +92,12 @@ def _timm_pipeline(found: Mapping[Any, Any], source: str) -> PipelineParts:
     mean, std = grey_levels(three_numbers(found.get("mean")), three_numbers(found.get("std")))
     parts = PipelineParts(
         source=source,
-        crop=size if type(size) is int and size > 0 else None,
+        crop=_positive(size),
         crop_fraction=fraction if isinstance(fraction, float) and fraction > 0 else 1.0 if fraction == 1 else None,
-        interpolation=_INTERPOLATIONS.get(found.get("interpolation")),
         mean=mean if std is not None else None,
         std=std if mean is not None else None,
     )
+    parts = _with_filter(parts, found.get("interpolation"))
     mode = found.get("crop_mode")
     if mode in ("center", "squash"):
         parts = replace(parts, squash=mode == "squash")
@@ -96,25 +106,71 @@ def _timm_pipeline(found: Mapping[Any, Any], source: str) -> PipelineParts:
     return parts
 
 
+def _is_processor(found: Mapping[Any, Any]) -> bool:
+    """Whether it is the configuration of one of transformers' image processors."""
+    return not found.keys().isdisjoint(("image_processor_type", "feature_extractor_type", "image_mean", "do_normalize"))
+
+
 def _transformers_pipeline(found: Mapping[Any, Any], source: str) -> PipelineParts:
-    """The `preprocessor_config.json` of an image classifier."""
-    size, crop = _attributes(found.get("size")), _attributes(found.get("crop_size"))
-    mean, std = grey_levels(three_numbers(found.get("image_mean")), three_numbers(found.get("image_std")))
-    shorter, side = size.get("shortest_edge"), None if found.get("do_center_crop") is False else crop.get("height")
-    fixed = {"height", "width"} <= size.keys()
-    if fixed and size["height"] == size["width"]:
-        shorter = size["height"]
-        side = shorter if side is None else side
-    parts = PipelineParts(
-        source=source,
-        resize=shorter if type(shorter) is int and shorter > 0 else None,
-        crop=side if type(side) is int and side > 0 else None,
-        interpolation=_INTERPOLATIONS.get(found.get("resample")) if "image_mean" in found else None,
-        mean=mean if std is not None else None,
-        std=std if mean is not None else None,
-        squash=True if fixed else None,
-        activation="sigmoid" if found.get("problem_type") == "multi_label_classification" else None,
-    )
-    if "image_mean" in found and fixed and size["height"] != size["width"]:
-        parts = parts.with_problem("size", f"it resizes to {size['width']} x {size['height']} px, which is no square")
-    return parts
+    """The `preprocessor_config.json` of an image classifier, or the activation in its `config.json`."""
+    activation = "sigmoid" if found.get("problem_type") == "multi_label_classification" else None
+    parts = PipelineParts(source=source, activation=activation)
+    if not _is_processor(found):
+        return parts
+    return _with_filter(_with_levels(_with_sides(parts, found), found), found.get("resample"))
+
+
+def _with_sides(parts: PipelineParts, found: Mapping[Any, Any]) -> PipelineParts:
+    kind = str(found.get("image_processor_type") or found.get("feature_extractor_type") or "")
+    name = kind.partition("ImageProcessor")[0].partition("FeatureExtractor")[0]
+    size, crop = found.get("size"), found.get("crop_size")
+    if type(size) is int:
+        size = {"shortest_edge": size} if name in _SHORTER_SIDE else {"height": size, "width": size}
+    crop = {"height": crop} if type(crop) is int else _attributes(crop)
+    side = _positive(crop.get("height")) if found.get("do_center_crop") is not False else None
+    size = _attributes(size)
+    if {"height", "width"} <= size.keys():
+        if size["height"] != size["width"]:
+            return parts.with_problem(
+                "size", f"it resizes to {size['width']} x {size['height']} px, which is no square"
+            )
+        resized = _positive(size["height"])
+        return replace(parts, resize=resized, crop=side or resized, squash=True)
+    shorter = _positive(size.get("shortest_edge"))
+    if shorter is None:
+        return replace(parts, crop=side)
+    fraction = found.get("crop_pct")
+    if name in _FRACTION and isinstance(fraction, (int, float)) and 0 < fraction <= 1:
+        if name == "ConvNext" and shorter >= LARGE_CONVNEXT:
+            return replace(parts, resize=shorter, crop=shorter, squash=True)
+        return replace(parts, resize=int(shorter / fraction), crop=side or shorter)
+    if found.get("do_center_crop") is False:
+        return parts.with_problem("size", f"it resizes the shorter side to {shorter} px and crops nothing")
+    return replace(parts, resize=int(256 / 224 * shorter) if name == "Levit" else shorter, crop=side or shorter)
+
+
+def _with_levels(parts: PipelineParts, found: Mapping[Any, Any]) -> PipelineParts:
+    if found.get("do_flip_channel_order") is True:
+        return with_bgr_problem(parts)
+    factor = found.get("rescale_factor", 1 / 255)
+    if found.get("do_rescale") is not False and not (isinstance(factor, float) and math.isclose(factor, 1 / 255)):
+        return parts.with_problem("normalisation", f"it rescales grey levels by {factor}")
+    if found.get("do_normalize") is False:
+        return replace(parts, mean=(0.0,) * 3, std=((1.0 if found.get("do_rescale") is False else 255.0),) * 3)
+    mean, std = three_numbers(found.get("image_mean")), three_numbers(found.get("image_std"))
+    if found.get("do_rescale") is not False:
+        mean, std = grey_levels(mean, std)
+    return replace(parts, mean=mean if std is not None else None, std=std if mean is not None else None)
+
+
+def _with_filter(parts: PipelineParts, found: object) -> PipelineParts:
+    """The filter for resizing, by name or by Pillow's number. A random one is the training's alone."""
+    if found in (None, "", "random"):
+        return parts
+    if found not in _INTERPOLATIONS:
+        return parts.with_problem("interpolation", f"it resizes by the filter {found}")
+    return replace(parts, interpolation=_INTERPOLATIONS[found])
+
+
+def _positive(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None

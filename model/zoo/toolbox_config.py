@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from model.zoo.pipeline import PipelineParts, three_numbers
+from model.zoo.pipeline import PipelineParts, three_numbers, with_bgr_problem
 
 MAX_CHARACTERS = 2**20
 SEGMENT_THRESHOLD = 0.3
@@ -164,7 +164,7 @@ def _with_normalisation(parts: PipelineParts, found: Mapping[str, Any], *, to_rg
     if mean is None or std is None:
         return parts
     if not to_rgb:
-        return parts.with_problem("normalisation", "it was trained on pictures in the order BGR")
+        return with_bgr_problem(parts)
     return replace(parts, mean=mean, std=std)
 
 

@@ -157,4 +157,7 @@ def _refusal(message: str) -> str:
         return f"has a pickled module, whose code is not run; {save_again}"
     if "torch.distributed" in message:
         return IN_SHARDS
-    return "is not a checkpoint as torch.save writes it with its default pickle protocol, 2, or is corrupt"
+    return (
+        "is not a checkpoint as torch.save writes it with its default pickle protocol, 2, or is corrupt. If it is "
+        f"whole, {save_again}"
+    )

@@ -14,7 +14,7 @@ from model.bundle import BundleConfig, read_bundle
 from model.errors import BundleInvalid
 from model.families.registry import FAMILIES
 from model.predictor import Predictor, predict_image
-from model.spec import CenterCropSpec, DetectPostSpec, FixedSizeSpec, KeepRatioSpec
+from model.spec import CenterCropSpec, DetectPostSpec, FixedSizeSpec, KeepRatioSpec, Normalisation
 from model.types import DetectResult, QueryParams, SegmentResult
 from model.zoo.export import export_checkpoint
 from model.zoo.importer import PipelineOptions, import_checkpoint
@@ -211,3 +211,92 @@ def test_a_changed_export_keeps_its_pipeline_and_not_its_figures(tmp_path: Path)
     content["meta"]["convmlp_serving"] = '{"labels": []}'
     with pytest.raises(BundleInvalid, match="has a pipeline of `convmlp models export` that this version cannot read"):
         imported(tmp_path, saved(tmp_path, content))
+
+
+HALF = [0.5, 0.5, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"feature_extractor_type": "ViTFeatureExtractor", "size": 96}, (96, 96, True)),
+        ({"feature_extractor_type": "DeiTFeatureExtractor", "size": 128, "crop_size": 96}, (128, 96, True)),
+        ({"size": 96}, (96, 96, True)),
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 96, "crop_size": 96}, (96, 96, False)),
+        (
+            {"image_processor_type": "BitImageProcessor", "size": 128, "crop_size": {"height": 96, "width": 96}},
+            (128, 96, False),
+        ),
+        ({"feature_extractor_type": "ConvNextFeatureExtractor", "size": 96, "crop_pct": 0.875}, (109, 96, False)),
+        (
+            {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}, "crop_pct": 0.875},
+            (384, 384, True),
+        ),
+        (
+            {"image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 96}, "crop_pct": 0.9},
+            (106, 96, False),
+        ),
+        ({"image_processor_type": "LevitImageProcessorFast", "size": 96}, (109, 96, False)),
+        ({"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 96}}, (96, 96, False)),
+    ],
+)
+def test_sizes_of_transformers_image_processors(
+    tmp_path: Path, found: dict[str, object], expected: tuple[int, int, bool]
+) -> None:
+    """A single number is both sides, or the shorter one, as each processor takes it; some divide it by a fraction."""
+    safetensors.torch.save_file(TENSORS, tmp_path / "model.safetensors")
+    constants = {"image_mean": HALF, "image_std": HALF, "resample": 2}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({**constants, **found}))
+    config, notes = imported(tmp_path, tmp_path)
+    resize, crop, squash = expected
+    levels = Normalisation(mean=(127.5,) * 3, std=(127.5,) * 3)
+    assert config.preprocessing == CenterCropSpec(
+        resize_shorter=resize, crop=crop, interpolation="bilinear", squash=squash, normalisation=levels
+    )
+    assert "assumed" not in notes.partition("labels:")[0]
+
+
+@pytest.mark.parametrize(
+    ("found", "mean", "std"),
+    [
+        ({"do_normalize": False}, 0.0, 255.0),
+        ({"do_normalize": False, "do_rescale": False}, 0.0, 1.0),
+        ({"do_rescale": False, "image_mean": [1, 1, 1], "image_std": [1, 1, 1]}, 1.0, 1.0),
+        ({"rescale_factor": 0.00392156862745098, "image_mean": HALF, "image_std": HALF}, 127.5, 127.5),
+    ],
+)
+def test_levels_of_transformers_image_processors(
+    tmp_path: Path, found: dict[str, object], mean: float, std: float
+) -> None:
+    """Without normalisation, and without rescaling, the levels are what the processor gives."""
+    (tmp_path / "a.json").write_text(json.dumps({"image_processor_type": "ViTImageProcessor", "size": 96, **found}))
+    config, _ = imported(tmp_path, saved(tmp_path, TENSORS), PipelineOptions(config=tmp_path / "a.json"))
+    assert config.preprocessing.normalisation == Normalisation(mean=(mean,) * 3, std=(std,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        ({"rescale_factor": 1 / 127.5}, r"rescales grey levels by 0\.0078.*--mean and --std"),
+        ({"do_flip_channel_order": True}, r"order BGR, .*; reverse the input channels.*--mean and --std"),
+        ({"resample": 1}, r"resizes by the filter 1, .*--interpolation"),
+        ({"size": {"shortest_edge": 96}, "do_center_crop": False}, r"side to 96 px and crops nothing, .*--input-size"),
+    ],
+)
+def test_what_transformers_image_processors_do_and_this_does_not(
+    tmp_path: Path, found: dict[str, object], reason: str
+) -> None:
+    """Another scale, another order of colours, another filter, pictures of any ratio: refused, with the flag."""
+    content = {"image_mean": HALF, "image_std": HALF, "size": 96, **found}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(BundleInvalid, match=reason):
+        imported(tmp_path, saved(tmp_path, TENSORS), PipelineOptions(config=tmp_path / "a.json"))
+
+
+def test_timms_other_filters_are_refused(tmp_path: Path) -> None:
+    """Lanczos was served as bicubic before."""
+    file = saved(tmp_path, {"state_dict": TENSORS, "pretrained_cfg": {"interpolation": "lanczos"}})
+    with pytest.raises(BundleInvalid, match=r"resizes by the filter lanczos, .*--interpolation"):
+        imported(tmp_path, file)
+    config, _ = imported(tmp_path, file, PipelineOptions(flags=PipelineParts("flags", interpolation="bicubic")))
+    assert isinstance(config.preprocessing, CenterCropSpec)
