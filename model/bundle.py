@@ -18,7 +18,7 @@ from model.families.registry import Architecture, family_of, input_problem
 from model.files import open_regular, replace_file
 from model.model_name import ModelName, canonical_name
 from model.reference import ReferenceAnswer
-from model.spec import Postprocessing, Preprocessing, SegmentPostSpec, Spec
+from model.spec import Colour, Postprocessing, Preprocessing, SegmentPostSpec, Spec
 from model.types import Task
 
 CONFIG_FILE = "config.json"
@@ -71,13 +71,19 @@ class Quantisation(Spec):
 
 
 class BundleConfig(Spec):
-    """`config.json`. Class indices are positions in `labels`."""
+    """`config.json`. Class indices are positions in `labels` and in `palette`.
+
+    `palette`: the colours in which classes are drawn. None: the drawing's own, which follow from the labels.
+    """
+
+    ADDED = frozenset({"palette"})
 
     format: Literal[1] = 1
     name: ModelName
     task: Task = Field(strict=False)
     architecture: Architecture
     labels: tuple[str, ...] = Field(min_length=1)
+    palette: tuple[Colour, ...] | None = None
     preprocessing: Preprocessing
     postprocessing: Postprocessing
     precision: StoredPrecision
@@ -97,7 +103,7 @@ class BundleConfig(Spec):
         """
         parts = {"preprocessing": self.preprocessing, "postprocessing": self.postprocessing}
         left_out: dict[str, set[str] | bool] = {name: part.added_defaults for name, part in parts.items()}
-        left_out["quantisation"] = True
+        left_out |= dict.fromkeys((*self.added_defaults, "quantisation"), True)
         unmeasured = self.model_copy(update={"accuracy": None})
         return hashlib.sha256(unmeasured.model_dump_json(exclude=left_out).encode()).hexdigest()[:16]
 
@@ -121,6 +127,12 @@ class BundleConfig(Spec):
         for part, task in tasks.items():
             if task != self.task:
                 raise ValueError(f"{part} is for task {task.value}, the bundle's task is {self.task.value}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_class_has_a_colour(self) -> Self:
+        if self.palette is not None and len(self.palette) != len(self.labels):
+            raise ValueError(f"palette has {len(self.palette)} colours for {len(self.labels)} labels")
         return self
 
     @model_validator(mode="after")

@@ -15,6 +15,9 @@ MIN_PIXEL_THRESHOLD, MAX_PIXEL_THRESHOLD = 0.001, 0.999
 """Nearer to 0 or 1, float32 logits have too few digits for the probabilities."""
 UnitInterval = Annotated[float, Field(ge=0.0, le=1.0)]
 PixelThreshold = Annotated[float, Field(ge=MIN_PIXEL_THRESHOLD, le=MAX_PIXEL_THRESHOLD)]
+Level = Annotated[int, Field(ge=0, le=255)]
+Colour = tuple[Level, Level, Level]
+"""Red, green, blue."""
 
 
 class Spec(BaseModel):

@@ -281,12 +281,17 @@ class Segment:
     confidence: float
 
 
+Palette = tuple[tuple[int, int, int], ...]
+"""The colour of each class: red, green, blue, 0 to 255."""
+
+
 @dataclass(frozen=True, slots=True)
 class ClassifyResult:
-    """Labels by falling score."""
+    """Labels by falling score. `palette`: the model's, here and in the other results; None if it has none."""
 
     size: Size
     labels: tuple[Label, ...]
+    palette: Palette | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,6 +300,7 @@ class DetectResult:
 
     size: Size
     detections: tuple[Detection, ...]
+    palette: Palette | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +313,7 @@ class SegmentResult:
     label_map: LabelMapArray
     segments: tuple[Segment, ...]
     confidence_map: UInt8Array | None = None
+    palette: Palette | None = None
 
 
 Result = ClassifyResult | DetectResult | SegmentResult

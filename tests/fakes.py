@@ -44,6 +44,7 @@ from model.types import (
     EmbedOutput,
     Geometry,
     LogitsOutput,
+    Palette,
     QueryParams,
     RawOutput,
     SegmentOutput,
@@ -157,6 +158,12 @@ def fake_binary() -> Bundle:
     bundle = fake_bundle(Task.SEGMENT)
     changes = {"name": "fake_binary", "postprocessing": SegmentPostSpec(threshold=0.5)}
     return Bundle(Path("fake_binary"), bundle.config.model_copy(update=changes))
+
+
+def coloured(task: Task, palette: Palette) -> Bundle:
+    """The fake model of a task once more, named `coloured_<task>`, with a palette."""
+    config = fake_bundle(task).config.model_copy(update={"name": f"coloured_{task.value}", "palette": palette})
+    return Bundle(Path(config.name), config)
 
 
 def lying_bundle(name: str) -> Bundle:

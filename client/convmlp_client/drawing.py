@@ -39,6 +39,8 @@ BLACK: Final = (0, 0, 0)
 
 Colour = tuple[int, int, int]
 """RGB, 0 to 255."""
+Palette = Sequence[Colour]
+"""The colour of each class, by class index."""
 Rectangle = tuple[int, int, int, int]
 """Left, top, right and bottom of a panel, in pixels of the canvas."""
 LabelMap = npt.NDArray[np.uint8] | npt.NDArray[np.uint16]
@@ -185,7 +187,7 @@ class Style:
 
 
 def label_colour(label: str) -> Colour:
-    """The colour of a label, in any case: the same in every image, and for every model and task."""
+    """The colour of a label, in any case: the same in every image, and for every model without a palette and task."""
     digest = hashlib.blake2b(label.casefold().encode(errors="replace"), digest_size=5).digest()
     hue = int.from_bytes(digest[:4]) / 2**32
     saturation, value = ((0.85, 1.0), (0.65, 0.85), (1.0, 0.7))[digest[4] % 3]
@@ -193,10 +195,18 @@ def label_colour(label: str) -> Colour:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
-def draw_labels(canvas: PIL.Image.Image, labels: Sequence[HasScore], top: int = 0) -> Rectangle | None:
+def class_colour(label: HasLabel, palette: Palette | None) -> Colour:
+    """The colour of a class in a palette; that of its label without a palette, or beyond it."""
+    return palette[label.index] if palette is not None and label.index < len(palette) else label_colour(label.label)
+
+
+def draw_labels(
+    canvas: PIL.Image.Image, labels: Sequence[HasScore], top: int = 0, palette: Palette | None = None
+) -> Rectangle | None:
     """Draw a panel with labels and scores on an RGB image, from row `top` on; return where it is, if there is any."""
     style = Style.for_size(*canvas.size)
-    return _draw_panel(canvas, [(label, f"  {label.score:.1%}") for label in labels[:MAX_PANEL_ROWS]], style, top)
+    rows = [(label, f"  {label.score:.1%}") for label in labels[:MAX_PANEL_ROWS]]
+    return _draw_panel(canvas, rows, style, top, palette)
 
 
 def panel_tops(
@@ -214,7 +224,11 @@ def panel_tops(
 
 
 def draw_detections(
-    canvas: PIL.Image.Image, detections: Sequence[D], region_of: Callable[[D], RegionLike | None], scale: float = 1.0
+    canvas: PIL.Image.Image,
+    detections: Sequence[D],
+    region_of: Callable[[D], RegionLike | None],
+    scale: float = 1.0,
+    palette: Palette | None = None,
 ) -> None:
     """Draw masks and boxes on an RGB image, the first detection on top. `draw_tags` adds their labels.
 
@@ -227,22 +241,26 @@ def draw_detections(
         region = region_of(detection)
         if region is not None and region.pixels.size:
             mask = np.multiply(region.pixels, np.uint8(MASK_OPACITY), order="C")
-            canvas.paste(label_colour(detection.label), (region.left, region.top), PIL.Image.fromarray(mask))
+            canvas.paste(class_colour(detection, palette), (region.left, region.top), PIL.Image.fromarray(mask))
     draw = PIL.ImageDraw.Draw(canvas)
     for detection in reversed(detections):
         corners = _scaled_corners(detection.box, scale)
-        draw.rectangle(corners, outline=label_colour(detection.label), width=style.line_width)
+        draw.rectangle(corners, outline=class_colour(detection, palette), width=style.line_width)
 
 
 def draw_tags(
-    canvas: PIL.Image.Image, detections: Sequence[D], panels: Sequence[Rectangle | None] = (), scale: float = 1.0
+    canvas: PIL.Image.Image,
+    detections: Sequence[D],
+    panels: Sequence[Rectangle | None] = (),
+    scale: float = 1.0,
+    palette: Palette | None = None,
 ) -> None:
     """Draw labels and scores at the boxes of detections, right of the panels where there is room, the first on top."""
     style = Style.for_size(*canvas.size)
     for detection in reversed(detections):
         x, y, _, _ = _scaled_corners(detection.box, scale)
         line = style.line(detection, f" {detection.score:.2f}")
-        _draw_tag(canvas, line, label_colour(detection.label), (x, y), style, [one for one in panels if one])
+        _draw_tag(canvas, line, class_colour(detection, palette), (x, y), style, [one for one in panels if one])
 
 
 def draw_segments(
@@ -252,6 +270,7 @@ def draw_segments(
     values: Sequence[int],
     area: int,
     top: int = 0,
+    palette: Palette | None = None,
 ) -> Rectangle | None:
     """Draw tints, borders, and from row `top` on a panel with the share of each segment, on an RGB image.
 
@@ -263,15 +282,19 @@ def draw_segments(
     style = Style.for_size(*canvas.size)
     tinted = [(one, value) for one, value in zip(segments, values, strict=True) if one.label != BACKGROUND]
     if label_map is not None:
-        _tint(canvas, label_map, {value: label_colour(segment.label) for segment, value in tinted})
+        _tint(canvas, label_map, {value: class_colour(segment, palette) for segment, value in tinted})
         borders = _borders(label_map, max(1, style.line_width // 2))
         canvas.paste(WHITE, (0, 0), PIL.Image.fromarray(np.multiply(borders, np.uint8(255), order="C")))
     rows = [(segment, f"  {segment.area / area:.1%}") for segment, _ in tinted[:MAX_PANEL_ROWS]]
-    return _draw_panel(canvas, rows, style, top)
+    return _draw_panel(canvas, rows, style, top, palette)
 
 
 def _draw_panel(
-    canvas: PIL.Image.Image, rows: Sequence[tuple[HasLabel, str]], style: Style, top: int
+    canvas: PIL.Image.Image,
+    rows: Sequence[tuple[HasLabel, str]],
+    style: Style,
+    top: int,
+    palette: Palette | None,
 ) -> Rectangle | None:
     """Labels and suffixes with a swatch of their colour, on a darkened panel at the left, from row `top` on.
 
@@ -291,7 +314,7 @@ def _draw_panel(
     draw = PIL.ImageDraw.Draw(canvas)
     for at, (line, (label, _)) in enumerate(zip(lines, rows, strict=True)):
         x, y = 2 * style.pad, top + 2 * style.pad + at * step
-        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=label_colour(label.label))
+        draw.rectangle((x, y, x + swatch - 1, y + swatch - 1), fill=class_colour(label, palette))
         line.draw(draw, x + swatch + style.pad, y + style.ascent, WHITE)
     return style.pad, top + style.pad, right, bottom
 

@@ -10,6 +10,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ import PIL.Image
 from convmlp_client.coco import CategoryIds, CocoDetection, CocoSegment, category_id
 from convmlp_client.drawing import (
     LabelMap,
+    Palette,
     Rectangle,
     draw_detections,
     draw_labels,
@@ -55,6 +57,7 @@ class Model:
     embedding_dimension: length of a classifier's embeddings; None for other models.
     share: of the requests for the name without a version, 0 to 1.
     score_threshold: the model's own, of detections or of a multi-label classifier's labels; None if it has none.
+    palette: the colours of its classes, RGB, 0 to 255, by class index; None: they follow from the labels.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Model:
     version: str = "1"
     share: float = 1.0
     score_threshold: float | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,15 +144,17 @@ class Classification:
     labels: tuple[Label, ...]
     meta: Meta
 
-    def draw(self, image: ImageInput) -> PIL.Image.Image:
+    def draw(self, image: ImageInput, palette: Palette | None = None) -> PIL.Image.Image:
         """A copy of the image that was classified, upright and RGB, with the labels drawn on it.
+
+        `palette`: that of the `Model`, here and in other results; without it, colours follow from the labels.
 
         Raises:
             ValueError: `image` has another size than the classified image.
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
         canvas = _open_canvas(image, self.image)
-        draw_labels(canvas, self.labels)
+        draw_labels(canvas, self.labels, palette=palette)
         return canvas
 
     def to_dict(self) -> dict[str, Any]:
@@ -187,7 +193,7 @@ class Detections:
     detections: tuple[Detection, ...]
     meta: Meta
 
-    def draw(self, image: ImageInput) -> PIL.Image.Image:
+    def draw(self, image: ImageInput, palette: Palette | None = None) -> PIL.Image.Image:
         """A copy of the image that was searched, upright and RGB, with masks, boxes and labels drawn on it.
 
         Raises:
@@ -195,13 +201,15 @@ class Detections:
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
         canvas = _open_canvas(image, self.image)
-        self.draw_on(canvas)
-        draw_tags(canvas, self.detections)
+        self.draw_on(canvas, palette)
+        draw_tags(canvas, self.detections, palette=palette)
         return canvas
 
-    def draw_on(self, canvas: PIL.Image.Image) -> None:
+    def draw_on(self, canvas: PIL.Image.Image, palette: Palette | None = None) -> None:
         """Draw masks and boxes on an RGB image of the same size. Raises ValueError if a mask is malformed."""
-        draw_detections(canvas, self.detections, lambda one: None if one.mask is None else one.mask.region())
+        draw_detections(
+            canvas, self.detections, lambda one: None if one.mask is None else one.mask.region(), palette=palette
+        )
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoDetection]:
         """The detections in COCO's results format: boxes as [x, y, width, height], masks as run lengths.
@@ -266,7 +274,7 @@ class Segmentation:
         """
         return self._paint([segment.index for segment in self.segments], fill=-1)
 
-    def draw(self, image: ImageInput) -> PIL.Image.Image:
+    def draw(self, image: ImageInput, palette: Palette | None = None) -> PIL.Image.Image:
         """A copy of the image that was segmented, upright and RGB, with segments tinted and named.
 
         The class "background" is not tinted. Without masks no segment is tinted.
@@ -276,10 +284,10 @@ class Segmentation:
             TypeError, OSError: `image` cannot be read; as `convmlp_client.images.opened_image`.
         """
         canvas = _open_canvas(image, self.image)
-        self.draw_on(canvas)
+        self.draw_on(canvas, palette=palette)
         return canvas
 
-    def draw_on(self, canvas: PIL.Image.Image, top: int = 0) -> Rectangle | None:
+    def draw_on(self, canvas: PIL.Image.Image, top: int = 0, palette: Palette | None = None) -> Rectangle | None:
         """Draw on an RGB image of the same size, the panel from row `top` on. Raises ValueError as `draw`.
 
         Returns where the panel is, if there is any.
@@ -288,7 +296,8 @@ class Segmentation:
         positions = range(1, len(self.segments) + 1)
         has_masks = all(segment.mask is not None for segment in self.segments)
         label_map = self._paint(positions, fill=0) if has_masks else None
-        return draw_segments(canvas, self.segments, label_map, positions, canvas.width * canvas.height, top)
+        area = canvas.width * canvas.height
+        return draw_segments(canvas, self.segments, label_map, positions, area, top, palette)
 
     def to_coco(self, image_id: int | str, category_ids: CategoryIds | None = None) -> list[CocoSegment]:
         """The segments in COCO's stuff segmentation format: run lengths for each class, without scores.
@@ -353,8 +362,10 @@ class Analysis:
             raise answer
         return answer
 
-    def draw(self, image: ImageInput) -> PIL.Image.Image:
+    def draw(self, image: ImageInput, palettes: Mapping[str, Palette | None] = MappingProxyType({})) -> PIL.Image.Image:
         """A copy of the image that was analysed, upright and RGB, with all answers drawn on it.
+
+        `palettes`: by the models' names, as `Model` has them.
 
         Raises:
             ClientError: an answer is an error: a drawing cannot show that it is missing.
@@ -368,13 +379,19 @@ class Analysis:
         label_tops, segment_tops = panel_tops(
             canvas.size, [result.labels for result in classified], [result.segments for result in segmented]
         )
-        panels = [one.draw_on(canvas, top) for one, top in zip(segmented, segment_tops, strict=True)]
+        panels = [
+            one.draw_on(canvas, top, palettes.get(one.meta.model))
+            for one, top in zip(segmented, segment_tops, strict=True)
+        ]
         detected = [result for result in results if isinstance(result, Detections)]
         for detection in detected:
-            detection.draw_on(canvas)
-        panels += [draw_labels(canvas, one.labels, top) for one, top in zip(classified, label_tops, strict=True)]
+            detection.draw_on(canvas, palettes.get(detection.meta.model))
+        panels += [
+            draw_labels(canvas, one.labels, top, palettes.get(one.meta.model))
+            for one, top in zip(classified, label_tops, strict=True)
+        ]
         for detection in detected:
-            draw_tags(canvas, detection.detections, panels)
+            draw_tags(canvas, detection.detections, panels, palette=palettes.get(detection.meta.model))
         return canvas
 
     def to_dict(self) -> dict[str, Any]:

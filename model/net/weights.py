@@ -31,7 +31,7 @@ from model.files import open_regular
 from model.net.quantisation import InputRange, InputRanges, dequantised_tensors, quantised_tensors
 from model.reference import ClassifyReference, DetectReference, ReferenceAnswer, SegmentReference
 from model.spec import Postprocessing, Preprocessing
-from model.types import Task
+from model.types import Palette, Task
 
 DtypeName = Literal["fp32", "fp16", "bf16"]
 DTYPES: dict[DtypeName, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -109,6 +109,7 @@ class BundleMetadata:
     source: Source
     accuracy: Accuracy | None
     quantisation: Quantisation | None = None
+    palette: Palette | None = None
 
     def config(self, reference: ReferenceAnswer | None, weights_sha256: str) -> BundleConfig:
         """The whole config. `reference` None: an empty one, which every answer passes.
@@ -122,6 +123,7 @@ class BundleMetadata:
             task=task,
             architecture=self.architecture,
             labels=self.labels,
+            palette=self.palette,
             preprocessing=self.preprocessing,
             postprocessing=self.postprocessing,
             precision=self.precision,

@@ -68,6 +68,7 @@ def metadata(config: BundleConfig) -> dict[str, str]:
         "task": config.task.value,
         "version": config.version,
         "labels": json.dumps(config.labels, ensure_ascii=False),
+        "palette": "" if config.palette is None else json.dumps(config.palette),
         "pipeline": describe(config.preprocessing, config.postprocessing),
         "preprocessing": config.preprocessing.model_dump_json(),
         "postprocessing": config.postprocessing.model_dump_json(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from model.bundle import BundleConfig
@@ -39,13 +41,14 @@ def postprocess(raw: RawOutput, config: BundleConfig, size: Size) -> Result:
     """
     match raw, config.postprocessing:
         case ClassifyOutput(), ClassifyPostSpec():
-            return name_labels(raw, config.labels, size)
+            result: Result = name_labels(raw, config.labels, size)
         case DetectOutput(), DetectPostSpec() as post:
-            return name_detections(raw, config.labels, post.mask_threshold, size)
+            result = name_detections(raw, config.labels, post.mask_threshold, size)
         case SegmentOutput(), SegmentPostSpec():
-            return name_segments(raw, config.labels, size)
+            result = name_segments(raw, config.labels, size)
         case _:
             raise TypeError(f"model {config.name} is for {config.task}; its output is a {type(raw).__name__}")
+    return result if config.palette is None else replace(result, palette=config.palette)
 
 
 def require_finite(raw: RawOutput) -> RawOutput:

@@ -209,6 +209,7 @@ def _write(
         source=config.source,
         accuracy=None,  # it was measured with other weights
         quantisation=quantisation,
+        palette=config.palette,
     )
     return write_bundle(store, metadata, network, reference_answer, ranges)
 

@@ -73,14 +73,14 @@ def stored_class_names(file: CheckpointFile) -> ClassNames | None:
 def _named_in(content: object, places: Sequence[str], where: str) -> ClassNames | None:
     """The first of `_KEYS` at one of the places that has names."""
     for place in places:
-        holder = _at(content, place)
+        holder = mapping_at(content, place)
         for key in _KEYS:
             if (names := _names(holder.get(key))) is not None:
                 return ClassNames(names, f"{place}.{key} {where}".removeprefix("."))
     return None
 
 
-def _at(content: object, place: str) -> Mapping[object, object]:
+def mapping_at(content: object, place: str) -> Mapping[object, object]:
     """The mapping at a dotted place; an empty one if there is none."""
     for key in filter(None, place.split(".")):
         content = content.get(key) if isinstance(content, Mapping) else None
@@ -125,22 +125,32 @@ def read_class_names(path: Path) -> list[str]:
     Raises:
         BundleInvalid: the file cannot be read, or is none of these; names the line.
     """
+    text = read_text(path, "a file of class names")
+    if is_json(text):
+        return _from_json(path, text)
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return _from_csv(path, text)
+    return _from_lines(path, text)
+
+
+def read_text(path: Path, expected: str) -> str:
+    """A file's text. Raises BundleInvalid: it cannot be read, is too large to be what is `expected`, or not UTF-8."""
     try:
         with open_regular(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
     if len(data) > MAX_BYTES:
-        raise BundleInvalid(f"{path} has more than {MAX_BYTES:,} bytes; expected a file of class names")
+        raise BundleInvalid(f"{path} has more than {MAX_BYTES:,} bytes; expected {expected}")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BundleInvalid(f"{path} is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    if text.lstrip()[:1] in ("[", "{"):
-        return _from_json(path, text)
-    if path.suffix.lower() in (".csv", ".tsv"):
-        return _from_csv(path, text)
-    return _from_lines(path, text)
+
+
+def is_json(text: str) -> bool:
+    """Whether it is an array or an object, as far as its first letter shows."""
+    return text.lstrip()[:1] in ("[", "{")
 
 
 def _from_lines(path: Path, text: str) -> list[str]:

@@ -17,6 +17,7 @@ from model.net import classifier, mask_rcnn, semantic_fpn
 from model.types import Task
 from model.zoo.checkpoint import Checkpoint
 from model.zoo.class_names import ClassNames
+from model.zoo.palette import ClassColours
 
 PIXEL_THRESHOLD = 0.5
 """Of a single channel, unless the training had another."""
@@ -53,6 +54,11 @@ def binary_class_names(names: ClassNames, task: Task) -> ClassNames:
         return names
     (name,) = names.names
     return ClassNames(("background" if task is Task.SEGMENT else f"not {name}", name), names.source)
+
+
+def binary_class_colours(found: ClassColours) -> ClassColours:
+    """Of the colour of the class those of both: the rest is black. Others as they are."""
+    return found if len(found.colours) != 1 else ClassColours(((0, 0, 0), *found.colours), found.source)
 
 
 def repeat_class_agnostic_heads(checkpoint: Checkpoint) -> tuple[Checkpoint, list[str]]:

@@ -18,19 +18,21 @@ from model.net.network import meta_network
 from model.net.weights import DTYPES, BundleMetadata, DtypeName, write_bundle
 from model.predictor import reference_answer
 from model.spec import MAX_PIXEL_THRESHOLD, MIN_PIXEL_THRESHOLD, Postprocessing, SegmentPostSpec
-from model.types import Task
+from model.types import Palette, Task
 from model.zoo.catalogue import CATALOGUE, CatalogueEntry
 from model.zoo.checkpoint import Checkpoint, Weights, read_checkpoint
 from model.zoo.checkpoint_file import INDEX_SUFFIX
 from model.zoo.class_names import ClassNames, stored_class_names
 from model.zoo.heads import (
     PIXEL_THRESHOLD,
+    binary_class_colours,
     binary_class_names,
     complete_binary_head,
     is_binary,
     repeat_class_agnostic_heads,
 )
 from model.zoo.infer import infer_architecture
+from model.zoo.palette import ClassColours, stored_palette
 from model.zoo.pipeline import Pipeline, PipelineParts, require_served
 from model.zoo.stored_bundle import StoredBundle, read_stored_bundle, tensors_sha256
 from model.zoo.stored_pipeline import read_pipelines, stored_pipelines
@@ -61,6 +63,7 @@ def import_checkpoint(
     *,
     task: Task | None = None,
     labels: Sequence[str] | None = None,
+    palette: Palette | None = None,
     precision: DtypeName | None = None,
     weights: Weights | None = None,
     pipeline: PipelineOptions = PipelineOptions(),
@@ -81,6 +84,7 @@ def import_checkpoint(
         name: of the model.
         task: checked against the network's; None: not checked.
         labels: by class index.
+        palette: colours by class index. None: those of the file, if it has any.
         precision: dtype of the weights in the bundle. None: of the bundle that the file was exported from, else fp32.
         weights: as for `read_checkpoint`.
         pipeline: what is known about it.
@@ -120,6 +124,7 @@ def import_checkpoint(
         *(checkpoint, num_classes, labels, stored, published, found if binary else None, as_published),
         is_published=is_published,
     )
+    coloured = _palette(checkpoint, num_classes, palette, stored, binary=binary)
     precision = precision or (stored.precision if stored is not None else "fp32")
     unchanged = (chosen.preprocessing, chosen.postprocessing) == (known.preprocessing, known.postprocessing)
     if problem := input_problem(architecture.backbone, chosen.preprocessing):
@@ -129,6 +134,7 @@ def import_checkpoint(
         name=name,
         architecture=architecture,  # in the file's form
         labels=named.names,
+        palette=None if coloured is None else coloured.colours,
         preprocessing=chosen.preprocessing,
         postprocessing=_with_threshold(chosen.postprocessing, known.postprocessing, threshold if binary else None),
         precision=precision,
@@ -144,7 +150,11 @@ def import_checkpoint(
     if binary:
         above = f"a sigmoid above {threshold:g}" if found is Task.SEGMENT else "a sigmoid"
         heads.append(f"a single output channel: {named.names[1]} is {above}, {named.names[0]} the rest")
-    for note in (f"pipeline: {chosen}", f"labels: {named}", *_notes(checkpoint), *(f"head: {head}" for head in heads)):
+    on_note(f"pipeline: {chosen}")
+    on_note(f"labels: {named}")
+    if coloured is not None:
+        on_note(f"palette: {coloured}")
+    for note in (*_notes(checkpoint), *(f"head: {head}" for head in heads)):
         on_note(note)
     return bundle
 
@@ -285,6 +295,32 @@ def _labels(
         raise BundleInvalid(
             f"{path} has {len(found.names)} class names ({found.source}) and {num_classes} classes; give the right "
             "names with --labels FILE"
+        )
+    return found
+
+
+def _palette(
+    checkpoint: Checkpoint, num_classes: int, given: Palette | None, stored: StoredBundle | None, *, binary: bool
+) -> ClassColours | None:
+    """The colours of all classes; None if there are none. `binary`: of a single output channel.
+
+    Raises:
+        BundleInvalid: the number of colours is not that of the classes.
+    """
+    if given is not None:
+        found: ClassColours | None = ClassColours(given, "as given")
+    elif stored is not None:
+        found = None if stored.palette is None else ClassColours(stored.palette, "as exported")
+    else:
+        found = stored_palette(checkpoint.file)
+    if found is None:
+        return None
+    if binary:
+        found = binary_class_colours(found)
+    if len(found.colours) != num_classes:
+        raise BundleInvalid(
+            f"{checkpoint.path} has {num_classes} classes, and the palette {found}; give one of {num_classes} colours "
+            "with --palette FILE"
         )
     return found
 

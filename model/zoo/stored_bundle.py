@@ -18,7 +18,7 @@ from torch import Tensor
 from model.bundle import CONFIG_FILE, WEIGHTS_FILE, Accuracy, BundleConfig, Sha256, Source
 from model.errors import BundleInvalid, problem_text
 from model.files import open_regular
-from model.spec import Postprocessing, Preprocessing, Spec
+from model.spec import Colour, Postprocessing, Preprocessing, Spec
 from model.zoo.checkpoint_file import CheckpointFile
 
 KEY = "convmlp_serving"
@@ -31,6 +31,8 @@ class StoredBundle(Spec):
     `tensors_sha256`: of the weights that they were exported with; source and accuracy are of these alone.
     """
 
+    ADDED = frozenset({"palette"})
+
     labels: tuple[str, ...] = Field(min_length=1)
     preprocessing: Preprocessing
     postprocessing: Postprocessing
@@ -38,6 +40,7 @@ class StoredBundle(Spec):
     source: Source
     accuracy: Accuracy | None
     tensors_sha256: Sha256
+    palette: tuple[Colour, ...] | None = None
 
     @classmethod
     def of(cls, config: BundleConfig, tensors: Mapping[str, Tensor]) -> Self:
@@ -50,6 +53,7 @@ class StoredBundle(Spec):
             source=config.source,
             accuracy=config.accuracy,
             tensors_sha256=tensors_sha256(tensors),
+            palette=config.palette,
         )
 
 
@@ -76,9 +80,12 @@ def read_stored_bundle(file: CheckpointFile, tensors: Mapping[str, Tensor]) -> S
 
 def with_stored_bundle(tensors: Mapping[str, Tensor], stored: StoredBundle, *, wrapped: bool) -> dict[str, object]:
     """The content of an exported checkpoint: as mmcv wraps it, or a bare state dict."""
-    text = stored.model_dump_json()
+    text = stored.model_dump_json(exclude=stored.added_defaults)  # so that earlier versions of this program read it
     if wrapped:
-        return {"meta": {"CLASSES": stored.labels, KEY: text}, "state_dict": dict(tensors)}
+        meta: dict[str, object] = {"CLASSES": stored.labels, KEY: text}
+        if stored.palette is not None:
+            meta["PALETTE"] = [list(colour) for colour in stored.palette]
+        return {"meta": meta, "state_dict": dict(tensors)}
     bare: OrderedDict[str, object] = OrderedDict(tensors)
     setattr(bare, KEY, text)
     return bare

@@ -12,6 +12,7 @@ import numpy as np
 
 from convmlp_client.aio import AsyncClient
 from convmlp_client.convert import result_from_json
+from convmlp_client.drawing import Palette
 from convmlp_client.errors import ClientError, ConnectionFailed, ProtocolError
 from convmlp_client.results import Analysis, Answer, Embedding, Meta, Result
 from convmlp_client.results import Task as ClientTask
@@ -66,6 +67,10 @@ class Backend(Protocol):
         """The result for one encoded image. Raises ConvMLPError."""
         ...
 
+    async def palettes(self) -> Mapping[str, Palette | None]:
+        """The colours of classes by the models' names. Raises ConvMLPError."""
+        ...
+
     async def aclose(self) -> None: ...
 
 
@@ -76,6 +81,8 @@ class AnalysisBackend(Protocol):
     def concurrency(self) -> int: ...
 
     async def predict(self, image: bytes) -> Analysis: ...
+
+    async def palettes(self) -> Mapping[str, Palette | None]: ...
 
     async def aclose(self) -> None: ...
 
@@ -143,6 +150,9 @@ class _Remote(Generic[T]):
         except ClientError as error:
             raise domain_error(error) from error
 
+    async def palettes(self) -> Mapping[str, Palette | None]:
+        return await palettes_of(self._client)
+
     async def aclose(self) -> None:
         await self._client.aclose()
 
@@ -151,6 +161,14 @@ class RemoteBackend(_Remote[Result]): ...
 
 
 class RemoteAnalysis(_Remote[Analysis]): ...
+
+
+async def palettes_of(client: AsyncClient) -> Mapping[str, Palette | None]:
+    """The colours of classes by the models' names. Raises as `RemoteBackend.predict`."""
+    try:
+        return {model.name: model.palette for model in await client.models()}
+    except ClientError as error:
+        raise domain_error(error) from error
 
 
 def domain_error(error: ClientError) -> ConvMLPError:
@@ -272,6 +290,9 @@ class LocalBackend:
             ) from error
         return require_finite(output)
 
+    async def palettes(self) -> Mapping[str, Palette | None]:
+        return {self._config.name: self._config.palette}
+
     async def aclose(self) -> None:
         self._runner.close()
 
@@ -294,6 +315,12 @@ class LocalAnalysis:
             size = result.image
         models = {name: backend.model for name, backend in self._backends.items()}
         return Analysis(size, answers, models, Meta("", ClientTask.ANALYZE))
+
+    async def palettes(self) -> Mapping[str, Palette | None]:
+        found: dict[str, Palette | None] = {}
+        for backend in self._backends.values():
+            found |= await backend.palettes()
+        return found
 
     async def aclose(self) -> None:
         for backend in self._backends.values():

@@ -178,7 +178,8 @@ def compare(
             with image_progress(len(run.samples)) as advance:
                 asyncio.run(_compare(references, models, run, api_key, settings, advance))
         if html is not None:
-            _write_page(html, PageHead(first, second, str(data), _rows(run)), run.summary)
+            palettes = models[0].palette, models[1].palette
+            _write_page(html, PageHead(first, second, str(data), _rows(run), palettes), run.summary)
         _print((first, second), run, as_json=as_json)
     except ConvMLPError as error:
         print_error(error.detail)

@@ -29,6 +29,7 @@ def local_identity(name: str, settings: Settings) -> ModelIdentity:
         "exact" if precision == "auto" else precision,
         None if isinstance(post, SegmentPostSpec) else post.score_threshold or None,
         hashlib.sha256(pipeline.encode()).hexdigest(),
+        config.palette,
     )
 
 
@@ -43,5 +44,11 @@ async def served_identity(name: str, url: str, api_key: str | None) -> ModelIden
     if found is None:
         raise ModelNotFound(f"{url} does not serve {name!r}; it serves {', '.join(models) or 'no models'}")
     return ModelIdentity(
-        found.name, Task(found.task), found.labels, found.weights_sha256, found.precision, found.score_threshold
+        found.name,
+        Task(found.task),
+        found.labels,
+        found.weights_sha256,
+        found.precision,
+        found.score_threshold,
+        palette=found.palette,
     )

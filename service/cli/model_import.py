@@ -65,6 +65,14 @@ def import_model(
             metavar="FILE", help="File of the class names: text with one per line, JSON, CSV, or COCO's categories."
         ),
     ] = None,
+    palette: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of a colour for each class: text with one per line (255,0,0 or #ff0000), JSON, or COCO's "
+            "categories.",
+        ),
+    ] = None,
     precision: Annotated[
         WeightsPrecision | None,
         typer.Option(
@@ -162,6 +170,7 @@ def import_model(
             raise BundleInvalid(f"model {name} exists already, {where}; --force replaces it in {store}")
         from model.zoo.class_names import read_class_names
         from model.zoo.importer import PipelineOptions, import_checkpoint
+        from model.zoo.palette import read_palette
 
         notes: list[str] = []
         bundle = import_checkpoint(
@@ -170,6 +179,7 @@ def import_model(
             name,
             task=task,
             labels=None if labels is None else read_class_names(labels),
+            palette=None if palette is None else read_palette(palette),
             precision=None if precision is None else precision.value,
             weights=None if weights is None else weights.value,
             pipeline=PipelineOptions(None if like is None else _pipeline_of(like, store), config, flags),

@@ -116,8 +116,8 @@ ShownView = Annotated[
     output_flag(
         "--view",
         metavar="VIEW",
-        help="With --save: instead of a drawing a PNG with the class of each pixel (labelmap), or with its confidence, "
-        "0 to 255 (confidence).",
+        help="With --save: instead of a drawing a PNG with the class of each pixel (labelmap), the same in colours "
+        "(colors), or with its confidence, 0 to 255 (confidence).",
     ),
 ]
 

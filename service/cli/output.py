@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from itertools import islice
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from convmlp_client.drawing import Palette, class_colour
 from convmlp_client.errors import ClientError
 from convmlp_client.results import Analysis, Embedding, Result, Segmentation
 from model.decode import DecodeLimits, decode
@@ -28,7 +29,13 @@ from service.cli.image_reader import ImageReader
 from service.cli.inputs import FORMATS, MAX_READ_BYTES, ImageFile
 from service.cli.printers import Printer
 from service.errors import BadParameter, Forbidden, ModelNotFound, Unauthenticated, Unavailable, error_from_code
-from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, scaled_down
+from service.frontend.core.overlay import (
+    PictureFormat,
+    encode_class_colours,
+    encode_label_map,
+    encode_picture,
+    scaled_down,
+)
 from service.frontend.core.parameters import View
 
 FATAL = (NoAnswer, Unavailable, ModelNotFound, BadParameter, Unauthenticated, Forbidden, BundleInvalid)
@@ -56,18 +63,35 @@ async def print_results(backend: Backend | AnalysisBackend, images: Sequence[Ima
     return status
 
 
+class Palettes:
+    """The colours of classes by the models' names. They are read again when a model answers that is not among them."""
+
+    def __init__(self, read: Callable[[], Awaitable[Mapping[str, Palette | None]]]) -> None:
+        self._read = read
+        self._known: Mapping[str, Palette | None] = {}
+
+    async def of(self, result: Result | Analysis) -> Mapping[str, Palette | None]:
+        """Those of the models that answered; a model that is not served any more has none. Raises ConvMLPError."""
+        models = {*result.models.values()} if isinstance(result, Analysis) else {result.meta.model}
+        if not models <= self._known.keys():
+            self._known = {**dict.fromkeys(models), **await self._read()}
+        return self._known
+
+
 async def save_drawings(
     backend: Backend | AnalysisBackend, images: Sequence[ImageFile], paths: Sequence[Path], view: View | None = None
 ) -> int:
     """Draw each result on its image, or take `view` of it, and write it to its path. Returns as `predict_all`."""
     picture_format = FORMATS[paths[0].suffix.lower()]
     target_of = dict(zip(images, paths, strict=True))
+    palettes = Palettes(backend.palettes)
 
     async def draw(image: bytes) -> bytes:
         result = await backend.predict(image)
+        known = await palettes.of(result)
         if view is not None:
-            return await asyncio.to_thread(_view_of, result, view)
-        return await asyncio.to_thread(drawn, image, result, picture_format)
+            return await asyncio.to_thread(_view_of, result, view, known)
+        return await asyncio.to_thread(drawn, image, result, picture_format, known)
 
     def write(image: ImageFile, outcome: bytes | ConvMLPError) -> bool:
         return not isinstance(outcome, ConvMLPError) and _write(image, target_of[image], outcome)
@@ -86,7 +110,9 @@ def _write(image: ImageFile, target: Path, drawing: bytes) -> bool:
     return True
 
 
-def drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat) -> bytes:
+def drawn(
+    image: bytes, result: Result | Analysis, picture_format: PictureFormat, palettes: Mapping[str, Palette | None]
+) -> bytes:
     """An image with a result drawn on it, encoded. Raises NoAnswer where it cannot be drawn."""
     assert not isinstance(result, Embedding)
     if isinstance(result, Analysis):
@@ -96,17 +122,28 @@ def drawn(image: bytes, result: Result | Analysis, picture_format: PictureFormat
     # Decoded as the service decodes it, so that the coordinates fit for any orientation.
     picture = decode(image, DecodeLimits(MAX_READ_BYTES, result.image.width * result.image.height))
     try:
-        drawing = result.draw(picture.pixels)
+        if isinstance(result, Analysis):
+            drawing = result.draw(picture.pixels, palettes)
+        else:
+            drawing = result.draw(picture.pixels, palettes.get(result.meta.model))
     except ValueError as error:
         raise NoAnswer(f"the result cannot be drawn: {error}") from error
     return encode_picture(scaled_down(Image(np.asarray(drawing))), picture_format)
 
 
-def _view_of(result: Result | Analysis, view: View) -> bytes:
-    """The class of each pixel, or its confidence, as PNG."""
+def _view_of(result: Result | Analysis, view: View, palettes: Mapping[str, Palette | None]) -> bytes:
+    """The class of each pixel, as its index or in colours, or its confidence, as PNG."""
     assert isinstance(result, Segmentation)
+    palette = palettes.get(result.meta.model)
     try:
-        return encode_label_map(result.label_map() if view is View.LABEL_MAP else result.confidence_map())
+        match view:
+            case View.LABEL_MAP:
+                return encode_label_map(result.label_map())
+            case View.COLORS:
+                colours = {one.index: class_colour(one, palette) for one in result.segments}
+                return encode_class_colours(result.label_map(), colours)
+            case View.CONFIDENCE:
+                return encode_label_map(result.confidence_map())
     except ValueError as error:
         raise NoAnswer(f"the result has no {view} of its pixels: {error}") from error
 

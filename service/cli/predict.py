@@ -66,7 +66,7 @@ def segment(
     output = replace(output, view=read_view(view, output.save))
     if view == "confidence":
         given["confidence_map"] = True
-    elif view == "labelmap":  # it has all classes
+    elif view in ("labelmap", "colors"):  # they have all classes
         given.pop("classes", None)
         given.pop("min_area", None)
     _predict(Task.SEGMENT, images, given, backend, output)

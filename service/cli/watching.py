@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,15 @@ import msgspec
 import typer
 
 from convmlp_client.aio import AsyncClient
+from convmlp_client.drawing import Palette
 from convmlp_client.errors import ClientError, ProtocolError
 from convmlp_client.many import Outcome
 from convmlp_client.results import Result
 from model.errors import ConvMLPError
 from model.types import Task
-from service.cli.backends import NoAnswer, domain_error
+from service.cli.backends import NoAnswer, domain_error, palettes_of
 from service.cli.console import counted, print_error
-from service.cli.output import drawn
+from service.cli.output import Palettes, drawn
 from service.cli.sources.feed import Feed, TakenFrame
 from service.cli.webhook import Webhook
 from service.errors import (
@@ -80,17 +82,18 @@ class Watching:
             Task.SEGMENT: client.segment_many,
         }
         outcomes = methods[self._task](self._feed.pictures(), concurrency=in_flight, **parameters)
+        palettes = Palettes(partial(palettes_of, client))
         status = asyncio.create_task(self._print_status())
         try:
             async with aclosing(outcomes):
                 async for outcome in outcomes:
-                    await self._take(outcome)
+                    await self._take(outcome, palettes)
         finally:
             status.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await status
 
-    async def _take(self, outcome: Outcome[bytes, Result]) -> None:
+    async def _take(self, outcome: Outcome[bytes, Result], palettes: Palettes) -> None:
         """Raises ConvMLPError: it is that of every frame."""
         error: ConvMLPError | None = None
         if outcome.error is not None:
@@ -115,7 +118,7 @@ class Watching:
         fields = {"model": result.meta.model, "task": self._task.value, "result": result.to_dict()}
         await self._print(self._head(taken) | fields)
         if self._save is not None:
-            await asyncio.to_thread(self._draw, taken, result)
+            await asyncio.to_thread(self._draw, taken, result, await palettes.of(result))
 
     async def _print_problem(self, taken: TakenFrame, error: ConvMLPError) -> None:
         problem = encode_error(problem_of(error, f"#{taken.number}"))
@@ -132,7 +135,7 @@ class Watching:
         if self._webhook is not None:
             self._webhook.post(encoded)
 
-    def _draw(self, taken: TakenFrame, result: Result) -> None:
+    def _draw(self, taken: TakenFrame, result: Result, palettes: Mapping[str, Palette | None]) -> None:
         assert self._save is not None
         came = datetime.fromtimestamp(taken.frame.time_s, UTC)
         name = taken.frame.fields.get("file")
@@ -141,7 +144,7 @@ class Watching:
         part = target.with_name(f".{target.name}.part")
         try:
             self._save.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(drawn(taken.image, result, PictureFormat.JPEG))
+            part.write_bytes(drawn(taken.image, result, PictureFormat.JPEG, palettes))
             part.replace(target)
         except OSError as error:
             part.unlink(missing_ok=True)

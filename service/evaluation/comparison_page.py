@@ -10,6 +10,7 @@ from html import escape
 
 import PIL.Image
 
+from convmlp_client.drawing import Palette
 from convmlp_client.results import Classification, Embedding, Result
 from model.errors import ConvMLPError
 from service.evaluation.comparison import FIRST, LISTED_LABELS, SECOND, ComparedPicture
@@ -37,12 +38,13 @@ figcaption { overflow-wrap: anywhere; }
 
 @dataclass(frozen=True, slots=True)
 class PageHead:
-    """What the page begins with: the models by name, the data, and the summary's rows."""
+    """What the page begins with: the models by name, the data, and the summary's rows. `palettes`: of both models."""
 
     first: str
     second: str
     data: str
     rows: Sequence[tuple[str, str]]
+    palettes: tuple[Palette | None, Palette | None] = (None, None)
 
 
 def comparison_page(
@@ -85,10 +87,10 @@ def _section(picture: ComparedPicture, head: PageHead) -> str:
     truth = f"the truth is {picture.truth}" if picture.truth else ""
     facts = "; ".join(filter(None, (*picture.difference.facts, truth, picture.nearer)))
     figures = "".join(
-        _figure(picture, result, f"{side}: {model}")
-        for side, model, result in (
-            (FIRST, head.first, picture.first),
-            (SECOND, head.second, picture.second),
+        _figure(picture, result, f"{side}: {model}", palette)
+        for side, model, result, palette in (
+            (FIRST, head.first, picture.first, head.palettes[0]),
+            (SECOND, head.second, picture.second, head.palettes[1]),
         )
     )
     return (
@@ -97,10 +99,10 @@ def _section(picture: ComparedPicture, head: PageHead) -> str:
     )
 
 
-def _figure(picture: ComparedPicture, result: Result, caption: str) -> str:
+def _figure(picture: ComparedPicture, result: Result, caption: str, palette: Palette | None) -> str:
     words = _words(result)
     try:
-        drawing = _data_url(_drawn(picture, result))
+        drawing = _data_url(_drawn(picture, result, palette))
         alternative = escape(f"{picture.sample.name} with the result of {caption}", quote=True)
         shown = f'<img src="{drawing}" alt="{alternative}">'
     except (ConvMLPError, OSError, ValueError) as error:
@@ -116,11 +118,11 @@ def _words(result: Result) -> str:
     return ""
 
 
-def _drawn(picture: ComparedPicture, result: Result) -> PIL.Image.Image:
+def _drawn(picture: ComparedPicture, result: Result, palette: Palette | None) -> PIL.Image.Image:
     assert not isinstance(result, Embedding)
     if isinstance(result, Classification):
         result = Classification(result.image, result.labels[:LISTED_LABELS], result.meta)
-    drawing = result.draw(read_picture(picture.sample.path))
+    drawing = result.draw(read_picture(picture.sample.path), palette)
     drawing.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     return drawing
 

@@ -51,7 +51,7 @@ Parameters = Mapping[str, str | int | float]
 class ModelIdentity(msgspec.Struct, frozen=True):
     """The model that predicts, in one state. `score_threshold`: the model's own, None if it has none or is unknown.
 
-    `pipeline_sha256`: of pre- and postprocessing; empty if a service does not report it.
+    `pipeline_sha256`: of pre- and postprocessing; empty if a service does not report it. `palette`: for drawings.
     """
 
     name: str
@@ -61,6 +61,7 @@ class ModelIdentity(msgspec.Struct, frozen=True):
     precision: str
     score_threshold: float | None = None
     pipeline_sha256: str = ""
+    palette: tuple[tuple[int, int, int], ...] | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True):

@@ -122,6 +122,7 @@ def model_from_message(message: pb.Model) -> Model:
         version=message.version,
         share=message.share,
         score_threshold=message.score_threshold or None,
+        palette=tuple((one.red, one.green, one.blue) for one in message.palette) or None,
     )
 
 

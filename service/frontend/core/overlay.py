@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final
 
@@ -69,14 +70,15 @@ def render(image: Image, *results: Result) -> Image:
         values = [segment.index for segment in segmentation.segments]
         label_map = _sampled(segmentation.label_map, size)
         area = segmentation.label_map.size
-        panels.append(draw_segments(picture, segmentation.segments, label_map, values, area, top))
+        palette = segmentation.palette
+        panels.append(draw_segments(picture, segmentation.segments, label_map, values, area, top, palette))
     detected = [result for result in results if isinstance(result, DetectResult)]
     for detection in detected:
-        draw_detections(picture, detection.detections, region_of, scale)
+        draw_detections(picture, detection.detections, region_of, scale, detection.palette)
     for classification, top in zip(classified, label_tops, strict=True):
-        panels.append(draw_labels(picture, classification.labels, top))
+        panels.append(draw_labels(picture, classification.labels, top, classification.palette))
     for detection in detected:
-        draw_tags(picture, detection.detections, panels, scale)
+        draw_tags(picture, detection.detections, panels, scale, detection.palette)
     return Image(np.array(picture))
 
 
@@ -98,6 +100,22 @@ def encode_picture(image: Image, picture_format: PictureFormat) -> bytes:
 def encode_label_map(label_map: LabelMapArray) -> bytes:
     """A grey PNG whose values are the class indices, or confidences: 8 bit for uint8, 16 bit for uint16."""
     return _encoded(label_map, PictureFormat.PNG)
+
+
+def encode_class_colours(label_map: LabelMapArray, colours: Mapping[int, tuple[int, int, int]]) -> bytes:
+    """A PNG of a label map in colours, which are by class index; classes without one are black.
+
+    Up to 256 classes its pixels are the class indices, and the colours are its palette. Beyond, it has no palette: RGB.
+    """
+    table = np.zeros((int(np.iinfo(label_map.dtype).max) + 1, 3), np.uint8)
+    table[list(colours)] = list(colours.values())
+    if label_map.dtype != np.uint8:
+        return encode_picture(Image(table[label_map]), PictureFormat.PNG)
+    picture = PIL.Image.fromarray(label_map)
+    picture.putpalette(table.tobytes())
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def _scaled(box: Box, scale: float) -> Box:

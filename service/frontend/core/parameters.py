@@ -65,6 +65,7 @@ ANALYZE = "analyze"
 
 class View(StrEnum):
     LABEL_MAP = "labelmap"
+    COLORS = "colors"
     CONFIDENCE = "confidence"
 
 
@@ -389,8 +390,10 @@ PARAMETERS: dict[str, Parameter] = {
     ),
     "view": Parameter(
         "`labelmap`: return a PNG with the class index of each pixel (16 bits with more than 256 classes). "
+        "`colors`: the same in the colours of drawings: its pixels are the class indices, and the colours are its "
+        "palette (with more than 256 classes: RGB). "
         "`confidence`: return a PNG with the probability of each pixel's class, 0 to 255. "
-        "Both show the pixels of all classes.",
+        "All show the pixels of all classes.",
         {"type": "string", "enum": list(View)},
         one_of(View),
         frozenset({Task.SEGMENT}),

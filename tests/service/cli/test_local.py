@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -15,10 +16,11 @@ from model.predictor import reference_answer
 from model.reference import REFERENCE_PICTURE
 from service.cli.app import app
 from service.settings import EMBEDDED_MODELS
-from tests.model.tiny_models import metadata, tiny_network
+from tests.model.tiny_models import NUM_CLASSES, metadata, tiny_network
 from tests.service.cli.convmlp_command import started
 
 CAT = str(REFERENCE_PICTURE)
+PALETTE = tuple((40 * index, 200 - 40 * index, 99) for index in range(NUM_CLASSES))
 FAMILIES = {"classify": "classifier", "detect": "mask_rcnn", "segment": "semantic_fpn"}
 
 
@@ -27,7 +29,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model for each task, named after it."""
     folder = tmp_path_factory.mktemp("store")
     for task, family in FAMILIES.items():
-        write_bundle(folder, metadata(family, name=task), tiny_network(family), reference_answer)
+        coloured = replace(metadata(family, name=task), palette=PALETTE)
+        write_bundle(folder, coloured, tiny_network(family), reference_answer)
     return folder
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from io import BytesIO
 from pathlib import Path
 
+import PIL.Image
 import pytest
 
 from tests.service.cli.convmlp_command import convmlp, started, url
@@ -127,20 +129,25 @@ async def test_save_writes_several_drawings_into_a_folder(rest: Rest, files: lis
         assert drawn.read_bytes() == await body(rest, "/segment", [file], "image/png")
 
 
-@pytest.mark.parametrize("view", ["labelmap", "confidence"])
+@pytest.mark.parametrize("view", ["labelmap", "colors", "confidence"])
 async def test_save_writes_a_view(rest: Rest, files: list[str], tmp_path: Path, view: str) -> None:
     """`--view` writes the PNG that the service answers, of all classes."""
     target = tmp_path / "view.png"
     flags = ["--classes", "cat", "--view", view, "--save", str(target)]
     ran = await convmlp("segment", files[0], *flags, "--url", url(rest))
     assert (ran.status, ran.err) == (0, "")
-    assert target.read_bytes() == await body(rest, f"/segment?view={view}", files[:1])
+    with (
+        PIL.Image.open(target) as saved,
+        PIL.Image.open(BytesIO(await body(rest, f"/segment?view={view}", files[:1]))) as own,
+    ):
+        assert (saved.mode, saved.convert("RGB").tobytes()) == (own.mode, own.convert("RGB").tobytes())
+        assert saved.tobytes() == own.tobytes()
 
 
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--view", "heat", "--save", "new.png"], "--view heat is not one of labelmap, confidence"),
+        (["--view", "heat", "--save", "new.png"], "--view heat is not one of labelmap, colors, confidence"),
         (["--view", "confidence"], "name a .png file, or a folder, with --save"),
         (["--view", "labelmap", "--save", "new.jpg"], "name a .png file, or a folder, with --save"),
     ],

@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import msgspec
 from starlette.types import Receive, Scope, Send
 
+from convmlp_client.drawing import label_colour
 from model.bundle import BundleConfig
 from model.decode import decode
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
@@ -22,7 +23,13 @@ from service.frontend.api.rest.schemas import Answer, encode_error, encode_outpu
 from service.frontend.core.auth import Auth, Caller
 from service.frontend.core.engine import Engine
 from service.frontend.core.image_fetcher import image_bytes
-from service.frontend.core.overlay import PictureFormat, encode_label_map, encode_picture, render
+from service.frontend.core.overlay import (
+    PictureFormat,
+    encode_class_colours,
+    encode_label_map,
+    encode_picture,
+    render,
+)
 from service.frontend.core.parameters import View
 from service.frontend.core.request_log import RequestRecord, domain_error
 from service.frontend.core.sniffing import TEXT_STARTS
@@ -223,6 +230,9 @@ class Predict(ModelEndpoint[Query]):
         if isinstance(result, SegmentResult):
             if query.view is View.LABEL_MAP:
                 return encode_label_map(result.label_map)
+            if query.view is View.COLORS:
+                colours = config.palette or map(label_colour, config.labels)
+                return encode_class_colours(result.label_map, dict(enumerate(colours)))
             if query.view is View.CONFIDENCE and result.confidence_map is not None:
                 return encode_label_map(result.confidence_map)
         # Decoded pictures are not kept while a request waits, because few ask for this.

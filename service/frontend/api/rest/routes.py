@@ -20,7 +20,7 @@ from model.bundle import Accuracy, Quantisation, Source
 from model.families.registry import Architecture
 from model.model_name import version_of
 from model.reference import REFERENCE_PICTURE
-from model.spec import Postprocessing, Preprocessing
+from model.spec import Colour, Postprocessing, Preprocessing
 from model.types import Task
 from service.content_negotiation import preferred_coding
 from service.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, ModelNotFound, Unavailable
@@ -73,7 +73,8 @@ HEADERS = {
 class ModelCard(BaseModel):
     """A version of a served model. `name`: with the version, unless that is 1. `default`: used if a request of its
     task names no model; of several versions the one with the largest share. `share`: of the requests for the model's
-    name without a version, 0 to 1, while all versions that have a share are ready. `labels` are by class index.
+    name without a version, 0 to 1, while all versions that have a share are ready. `labels` and
+    `palette` are by class index. `palette`: the colours of drawings, RGB; null: they follow from the labels.
     `embedding_dimension`: the length of a classifier's embeddings.
 
     `form`: of the network: `trained`, or `deploy`, an equivalent one with less to compute, into which it was changed
@@ -92,6 +93,7 @@ class ModelCard(BaseModel):
     form: Literal["trained", "deploy"]
     form_difference: float | None
     labels: tuple[str, ...]
+    palette: tuple[Colour, ...] | None
     embedding_dimension: int | None
     input: Preprocessing
     postprocessing: Postprocessing
@@ -228,6 +230,7 @@ def _card(engine: Engine, model: ModelStatus) -> ModelCard:
         form=model.deployment.form,
         form_difference=model.deployment.largest_difference,
         labels=config.labels,
+        palette=config.palette,
         embedding_dimension=config.embedding_dimension,
         input=config.preprocessing,
         postprocessing=config.postprocessing,

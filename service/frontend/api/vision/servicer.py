@@ -244,6 +244,7 @@ def _model(engine: Engine, model: ModelStatus) -> pb.Model:
         form=model.deployment.form,
         form_difference=model.deployment.largest_difference,
         threshold=config.pixel_threshold,
+        palette=[pb.Colour(red=red, green=green, blue=blue) for red, green, blue in config.palette or ()],
     )
 
 

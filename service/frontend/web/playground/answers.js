@@ -4,17 +4,18 @@ import { element, make, percent } from "./dom.js";
 
 const TITLES = { classify: "Labels", detect: "Detections", segment: "Segments" };
 
-/** The drawable parts of the answers by task; colours by label. */
-export function itemsOf(answers, colourOf) {
+/** The drawable parts of the answers by task. `palettes`: of the models, likewise; `colourOf`: as `colours` gives it. */
+export function itemsOf(answers, palettes, colourOf) {
   const items = [];
   for (const [name, answer] of Object.entries(answers)) {
+    const palette = palettes[name];
     for (const detection of answer.detections ?? []) {
       const { xmin, ymin, xmax, ymax } = detection.box;
       const area = (xmax - xmin) * (ymax - ymin);
-      items.push({ ...detection, name, kind: "detect", image: answer.image, area, colour: colourOf(detection.label) });
+      items.push({ ...detection, name, kind: "detect", image: answer.image, area, colour: colourOf(detection, palette) });
     }
     for (const segment of answer.segments ?? []) {
-      items.push({ ...segment, name, kind: "segment", image: answer.image, box: null, colour: colourOf(segment.label) });
+      items.push({ ...segment, name, kind: "segment", image: answer.image, box: null, colour: colourOf(segment, palette) });
     }
   }
   return items;

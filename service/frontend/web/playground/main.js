@@ -7,7 +7,7 @@ import { download, element, make } from "./dom.js";
 import { Live } from "./live.js";
 import { SAMPLES } from "./samples.js";
 import { call, key, Problem, serverTiming } from "./service.js";
-import { palette, Stage } from "./stage.js";
+import { colours, Stage } from "./stage.js";
 import { tabs } from "./tabs.js";
 import { showTimeline } from "./timeline.js";
 
@@ -60,6 +60,13 @@ function answersOf({ tasks, models }, result) {
   return Object.fromEntries(Object.entries(result.answers).map(([name, answer]) => [taskOf.get(name) ?? name, answer]));
 }
 
+// The colours of the models that answered, by task: of several versions any may.
+function palettesOf({ models }, document) {
+  const names = document.models ? Object.values(document.models) : [document.model];
+  const answered = state.models.filter(({ name }) => names.includes(name));
+  return Object.fromEntries([...models, ...answered].map(({ task, palette }) => [task, palette]));
+}
+
 async function ask() {
   const file = state.current;
   if (!file) return;
@@ -86,7 +93,7 @@ async function ask() {
     if (state.asking !== asking) return;
     const document = JSON.parse(text);
     const answers = answersOf(request, document.results[0]);
-    const items = itemsOf(answers, palette());
+    const items = itemsOf(answers, palettesOf(request, document), colours());
     state.answer = { request, answers, items, text };
     if (shown) stage.setItems(items.filter(({ box, mask }) => box || mask));
     else {

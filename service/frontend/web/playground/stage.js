@@ -5,13 +5,20 @@ import { maskPixels } from "./rle.js";
 const LONGEST_SIDE = 1600;
 const COLOURS = ["#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#d6336c", "#5c7cfa", "#808000"];
 
-/** Colours by label, in order of their first use. */
-export function palette() {
+/** The colour of a class: its model's, by index, or one by label in order of their first use. */
+export function colours() {
   const given = new Map();
-  return (label) => {
+  return ({ label, index }, palette) => {
+    if (palette?.[index]) return `#${palette[index].map((level) => level.toString(16).padStart(2, "0")).join("")}`;
     if (!given.has(label)) given.set(label, COLOURS[given.size % COLOURS.length]);
     return given.get(label);
   };
+}
+
+/** Black or white, whichever is easier to read on a colour. */
+function textOn(colour) {
+  const [red, green, blue] = [1, 3, 5].map((at) => (parseInt(colour.slice(at, at + 2), 16) / 255) ** 2.2);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.3 ? "#000000" : "#ffffff";
 }
 
 export class Stage {
@@ -116,7 +123,7 @@ export class Stage {
     const line = top >= size * 1.5 ? top - size * 1.5 : top;
     context.fillStyle = item.colour;
     context.fillRect(at, line, textWidth, size * 1.5);
-    context.fillStyle = "#ffffff";
+    context.fillStyle = textOn(item.colour);
     context.textBaseline = "middle";
     context.fillText(text, at + size * 0.4, line + size * 0.78);
   }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
@@ -26,6 +27,7 @@ from service.frontend.core.overlay import (
     MAX_OVERLAY_PIXELS,
     MAX_OVERLAY_SIDE,
     PictureFormat,
+    encode_class_colours,
     encode_label_map,
     encode_picture,
     render,
@@ -166,3 +168,25 @@ def test_label_maps_are_encoded_exactly(label_map: LabelMapArray, mode: str) -> 
     opened = PIL.Image.open(io.BytesIO(encode_label_map(label_map)))
     assert (opened.format, opened.mode) == ("PNG", mode)
     assert np.array_equal(np.asarray(opened), label_map)
+
+
+def test_a_palette_replaces_the_colours_of_labels() -> None:
+    """Tints, boxes, tags and legends have the model's colours; black text where the colour is light."""
+    palette = ((0, 0, 0), (250, 250, 10), (1, 2, 250))
+    image = grey(400, 600)
+    box = Box(300, 200, 500, 300)
+    drawn = render(image, DetectResult(image.size, (detection(box, inside=[[9.0]]),), palette)).pixels
+    assert (drawn == palette[1]).all(axis=2).sum() > 500
+    label_map = np.full((400, 600), 2, np.uint8)
+    drawn = render(image, replace(segmentation(label_map, ("a", "b", "c")), palette=palette)).pixels
+    assert np.allclose(drawn[390, 590], (np.array(palette[2]) * 115 + 120 * 140) / 255, atol=1)
+    assert (drawn == palette[2]).all(axis=2).sum() > 100
+    drawn = render(image, ClassifyResult(image.size, labels(image.size, 2).labels, palette)).pixels
+    assert (drawn == palette[1]).all(axis=2).sum() > 100
+
+
+def test_label_maps_of_more_than_256_classes_are_encoded_in_colours() -> None:
+    """RGB, since a PNG's palette has 256 colours; a class without a colour is black."""
+    label_map = np.array([[0, 299, 300]], np.uint16)
+    with PIL.Image.open(io.BytesIO(encode_class_colours(label_map, {0: (1, 2, 3), 299: (4, 5, 6)}))) as opened:
+        assert np.asarray(opened.convert("RGB")).tolist() == [[[1, 2, 3], [4, 5, 6], [0, 0, 0]]]
