@@ -110,15 +110,16 @@ def _list_available(*, as_json: bool) -> None:
     if as_json:
         _print_json({"models": [_published(entry) for entry in CATALOGUE.values()]})
         return
-    columns = [text_column("name"), text_column("task"), text_column("network"), text_column("accuracy")]
+    columns = [text_column("name"), text_column("task"), text_column("accuracy")]
     print_table(
-        [*columns, number_column("MB")],
+        [*columns, *map(number_column, ("parameters, M", "GMACs", "MB"))],
         [
             [
                 entry.name,
                 entry.task.value,
-                entry.architecture.title,
                 _headline(entry.accuracy),
+                f"{entry.parameters_millions:g}",
+                "-" if entry.gmacs is None else f"{entry.gmacs:g}",
                 f"{entry.megabytes:.0f}",
             ]
             for entry in CATALOGUE.values()

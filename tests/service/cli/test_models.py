@@ -77,11 +77,11 @@ def test_a_damaged_model_hides_no_other(store: Path) -> None:
 
 
 def test_the_published_models_of_all_families_are_listed() -> None:
-    """With accuracy and size, as their authors publish them; as JSON with parameters, GMACs, source and remarks."""
+    """With accuracy, parameters, GMACs and size, as their authors publish them; as JSON with source and remarks."""
     table = models("list", "--available").stdout.splitlines()
     assert [line.split()[0] for line in table] == ["name", *CATALOGUE]
     (row,) = [line for line in table if line.startswith("cmt_small ")]
-    assert row.split() == ["cmt_small", "classify", "classifier", "cmt", "s", "top1", "0.835", "105"]
+    assert row.split() == ["cmt_small", "classify", "top1", "0.835", "26.26", "4", "105"]
     listed = {one["name"]: one for one in json.loads(models("list", "--available", "--json").stdout)["models"]}
     assert listed.keys() == CATALOGUE.keys()
     assert "25.1 million" in listed["cmt_small"]["accuracy"]["measured_on"]
