@@ -16,6 +16,7 @@ from playwright.async_api import Browser
 from model.reference import REFERENCE_PICTURE
 from model.types import Task
 from tests.browser.chromium import CHROMIUM, Tab, accessibility_faults, open_tab
+from tests.fakes import coloured
 from tests.model.heif_files import picture
 from tests.model.picture_files import PHOTO, encoded
 from tests.service.frontend.rest_server import Rest, open_rest
@@ -308,3 +309,20 @@ def _archive() -> bytes:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("empty", b"")
     return file.getvalue()
+
+
+async def test_classes_have_the_colours_of_their_model(browser: Browser) -> None:
+    """The canvas, the list and the choice of classes have the palette of the chosen model."""
+    palette = ((0, 0, 0), (1, 254, 3), (250, 4, 5))
+    async with open_rest(more=[coloured(Task.SEGMENT, palette)]) as rest, open_tab(browser) as tab:
+        await open_playground(tab, rest)
+        await tab.page.locator("#model-segment").select_option("coloured_segment")
+        for task in ("classify", "detect"):
+            await tab.page.locator(f"#task-{task}").uncheck()
+        await tab.page.get_by_role("button", name="A dog and a cat").click()
+        await answered(tab, "pair.jpg")
+        swatches = "[...document.querySelectorAll('#class-choices .swatch, #answers .swatch')]"
+        shown = set(await tab.run(f"{swatches}.map((one) => one.style.getPropertyValue('--colour'))"))
+        assert shown <= {"#000000", "#01fe03", "#fa0405"}
+        assert shown & {"#01fe03", "#fa0405"}
+        assert tab.complaints == []

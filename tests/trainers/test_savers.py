@@ -65,7 +65,8 @@ def test_lightnings_files_are_served(tmp_path: Path, name: str) -> None:
 
 
 def test_mmengines_files_are_served(tmp_path: Path) -> None:
-    """Class names, sizes, normalisation and thresholds of its configuration; of the weights the average.
+    """Class names and colours of its data set; sizes, normalisation and thresholds of its configuration; of the weights
+    the average.
 
     Its hook exchanges both sets of weights when it saves.
     """
@@ -73,6 +74,7 @@ def test_mmengines_files_are_served(tmp_path: Path) -> None:
     file = tmp_path / "epoch_1.pth"
     config = import_checkpoint(file, tmp_path / "store", "mine").config
     assert config.labels == tuple("abcde")
+    assert config.palette == tuple((120, 20, level) for level in range(5))
     assert isinstance(config.preprocessing, KeepRatioSpec)
     assert (config.preprocessing.long_side, config.preprocessing.short_side) == (640, 480)
     assert config.preprocessing.normalisation.mean == (1.0, 2.0, 3.0)

@@ -29,7 +29,7 @@ class Detector(BaseModel):
 
 
 class Pictures(torch.utils.data.Dataset[dict[str, int]]):
-    metainfo = {"classes": tuple("abcde"), "palette": [(120, 20, 60)] * 5}  # noqa: RUF012
+    metainfo = {"classes": tuple("abcde"), "palette": [(120, 20, level) for level in range(5)]}  # noqa: RUF012
 
     def __len__(self) -> int:
         return 4
