@@ -16,6 +16,7 @@ from model.bundle import EMBEDDED_DIR, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
 from service.errors import ModelInvalid, ModelNotFound, Overloaded
 from service.observability.metrics import WorkerMetrics
+from service.process import trim_memory
 from service.settings import Settings
 from service.traffic_split import TrafficSplit, split_text
 from service.types import StoredModel
@@ -236,6 +237,7 @@ class ModelLoader:
     async def _put_on_device(self, model: LoadedModel) -> None:
         put = await self._reads.run(self._runner.load, model.slot, model.bundle)
         await self._on_device(put)
+        await asyncio.to_thread(trim_memory)  # reading and measuring took several times what the slot keeps
         model.precision = self._runner.precision(model.slot)
         model.deployment = self._runner.deployment(model.slot)
 

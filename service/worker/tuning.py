@@ -16,6 +16,8 @@ import msgspec
 import structlog
 
 from model.reference import REFERENCE_PARAMS
+from service.process import resident_memory, trim_memory
+from service.settings import usable_memory
 from service.worker.batching import BatchSizeLimits
 from service.worker.disk import write_to_disk
 from service.worker.dispatcher import Dispatcher
@@ -40,6 +42,8 @@ TOLERANCE = 0.05
 answers soonest. For a lone request the fewest lanes are."""
 MAX_LOAD = 1.0
 """Runnable threads for each core, over the last minute, beside which a result is measured again later."""
+MEMORY_SHARE = 0.25
+"""Of the memory that the process may use, the most that batches may take while they are measured."""
 WORSE = 0.5
 """A size at which an image takes this much longer than at the fastest ends the curve."""
 
@@ -115,7 +119,8 @@ class Tuner:
     """Times models between the batches of requests. `lanes`: of the device, and the most for a single batch.
     `machine_load`: the runnable threads for each core.
 
-    `state` keeps what was measured on a device, whose `identity` is the runner's.
+    `state` keeps what was measured on a device, whose `identity` is the runner's. `resident_bytes`: the memory that the
+    process occupies; batches that would take more than `max_bytes` of it are not measured.
     """
 
     def __init__(
@@ -130,11 +135,15 @@ class Tuner:
         lanes: int = 1,
         max_lanes: int = 1,
         machine_load: Callable[[], float] = lambda: 0.0,
+        resident_bytes: Callable[[], int] = resident_memory,
+        max_bytes: float | None = None,
     ) -> None:
         self._dispatcher = dispatcher
         self._lanes = lanes
         self._max_lanes = max_lanes
         self._machine_load = machine_load
+        self._resident_bytes = resident_bytes
+        self._max_bytes = MEMORY_SHARE * usable_memory() if max_bytes is None else max_bytes
         self._limits = limits
         self._state = state
         self._identity = identity
@@ -214,8 +223,14 @@ class Tuner:
             reply=_no_reply,
         )
         found, images = _Measured(), sizes[0]
+        # Free memory that the process keeps would hide what a batch takes; what batches took is given back afterwards.
+        await asyncio.to_thread(trim_memory)
+        before_bytes = self._resident_bytes()
         try:
             for images in sizes:
+                if found.curve and not self._has_room(max(found.curve), images, before_bytes):
+                    log.info("a larger batch may take too much memory", model=model.name, images=images)
+                    break
                 least_s = 2 * images * min(found.curve.values(), default=0.0)
                 if model.retired or (found.curve and budget.lacks(least_s)):
                     return found
@@ -235,7 +250,13 @@ class Tuner:
             log.warning("batch does not fit into memory", model=model.name, images=images)
         except Exception:  # the boundary to the network: the model serves without a measured size
             log.exception("cannot time a batch", model=model.name, images=images)
+        finally:
+            await asyncio.to_thread(trim_memory)
         return found
+
+    def _has_room(self, measured: int, images: int, before_bytes: int) -> bool:
+        """Whether a batch on each lane may take as much more memory than those of `measured` images as it is larger."""
+        return (self._resident_bytes() - before_bytes) * images / measured <= self._max_bytes
 
     async def _repeat(self, job: Job, found: _Measured, budget: _Budget) -> bool:
         """One more run of everything that was measured. False: there is no time for it."""

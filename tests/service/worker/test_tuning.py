@@ -105,6 +105,30 @@ def test_a_curve_ends_where_batches_become_slower() -> None:
     assert best_of({1: 10.0, 2: 9.0, 4: 8.9}) == 2
 
 
+@pytest.mark.parametrize(
+    ("most", "tried"), [(320, [1, 2, 4, 8, 16, 32]), (319, [1, 2, 4, 8, 16]), (40, [1, 2, 4]), (0, [1])]
+)
+async def test_a_batch_that_would_take_too_much_memory_is_not_measured(
+    bench: DispatcherBench, most: int, tried: list[int]
+) -> None:
+    """The memory of a size is estimated from the size before. A curve that ends there is whole: it is not measured
+    again; and what the process occupied before does not count."""
+    resident = 500
+
+    def takes(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
+        nonlocal resident
+        bench.clock.now_s += 10 + images
+        resident = max(resident, 500 + 10 * images)
+
+    bench.runner.takes = takes
+    limits, clock = BatchSizeLimits(32, 10**9), bench.clock
+    made = Tuner(
+        bench.dispatcher, limits, clock=clock, budget_s=10_000.0, resident_bytes=lambda: resident, max_bytes=most
+    )
+    best = await made.tune(loaded(bench))
+    assert (sizes(bench), best.images, best.whole) == (tried, tried[-1], True)
+
+
 @pytest.mark.settings(lanes=2)
 async def test_sizes_are_timed_as_they_will_run(bench: DispatcherBench) -> None:
     """A batch on each lane, at once: where lanes share a cache, the best size is smaller than for one batch alone."""
