@@ -47,6 +47,7 @@ SIDE = 180
 SIZE = Size(SIDE, SIDE)
 THREADS = "BENCH_NOOP_THREADS"
 """Environment variable of the front-end processes: set if they use their threads."""
+USES_THREADS = THREADS in os.environ
 
 
 @dataclass
@@ -76,7 +77,7 @@ class NoDecoding(PreparePool):
         return taken_as_input(image)
 
     def submit(self, work: Work[Any]) -> None:
-        if THREADS in os.environ:
+        if USES_THREADS:
             super().submit(work)
             return
         work.future = asyncio.get_running_loop().create_future()

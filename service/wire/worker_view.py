@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 from pydantic import ValidationError
 
 from model.bundle import Accuracy, BundleConfig
@@ -62,8 +63,7 @@ class WorkerView:
         return any(model.version == version and model.ready for model in self.models or ())
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerAnswer:
+class WorkerAnswer(msgspec.Struct, frozen=True):
     """One output. `queue_s`, `infer_s`: the seconds that its job waited and ran. `batch_images` counts the images of
     its batch, itself included. `precision` is what the network computed in."""
 

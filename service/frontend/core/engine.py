@@ -1,7 +1,4 @@
-"""Predictions for all transports of a front-end process: admit, prepare, ask a worker, encode.
-
-Also the choice of the model that answers a request, and the bound on the bytes of requests' bodies.
-"""
+"""Predictions for all transports of a front-end process: admit, choose the model, prepare, ask a worker, encode."""
 
 from __future__ import annotations
 
@@ -9,16 +6,14 @@ import asyncio
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
-
-import numpy as np
+from typing import Any, TypeGuard, TypeVar
 
 from model.bundle import BundleConfig
 from model.decode import check_pixels, read_header
 from model.errors import ImageTooLarge, ImageUndecodable, UnsupportedFormat
 from model.model_name import base_name, canonical_name
 from model.tiles import TiledInput
-from model.types import DetectOutput, EmbedOutput, LogitsOutput, ModelInput, RawOutput, SegmentOutput, Size, Task
+from model.types import ClassifyOutput, DetectOutput, EmbedOutput, ModelInput, RawOutput, Size, Task
 from service.errors import BadParameter, ModelNotFound, Overloaded, Refusal, Unavailable
 from service.frontend.core.auth import Caller, Charge, network_of
 from service.frontend.core.executor import PreparePool, Timed, Work
@@ -200,7 +195,13 @@ class Engine:
         else:
             size = model_input.geometry.original
             answer = await self._workers.predict(request.id, model, model_input, params, request.deadline_s)
-        encoded = await self._encoded(preparing, answer.output, config, size, encode, draws=draws)
+        output = answer.output
+        if not draws and _is_short(output):
+            started_s = time.monotonic()
+            payload = encode(output, config, size)
+            encoded = Timed(payload, started_s, time.monotonic() - started_s)
+        else:
+            encoded = await self.threads.run(_encoding(preparing, output, config, size, encode, draws=draws))
         self.metrics.stages["post", config.task].add(
             (encoded.seconds, None if span is None else exemplar_of(span.ids, encoded.seconds))
         )
@@ -246,36 +247,6 @@ class Engine:
         prepared_s = self.threads.expected_s(preparing)
         ready_s = prepared_s + infer_s if prepared_s else 0.0
         return self._workers.reserve(model, preparing.deadline_s, ready_s, post_s, images)
-
-    async def _encoded(
-        self,
-        prepared: Work[Any],
-        output: RawOutput | TiledOutput,
-        config: BundleConfig,
-        size: Size,
-        encode: Encode[T],
-        *,
-        draws: bool,
-    ) -> Timed[T]:
-        """The encoded answer, from a thread unless it is short. Raises as `predict`."""
-        match output:
-            case SegmentOutput() | LogitsOutput() | TiledOutput() | DetectOutput(mask_logits=np.ndarray()):
-                has_masks, is_short = True, False
-            case EmbedOutput():
-                has_masks, is_short = False, True
-            case _:
-                has_masks, is_short = False, len(output.scores) <= SHORT_ANSWER
-        if is_short and not draws and not isinstance(output, TiledOutput):
-            started_s = time.monotonic()
-            payload = encode(output, config, size)
-            return Timed(payload, started_s, time.monotonic() - started_s)
-        call = partial(join_and_encode, encode) if isinstance(output, TiledOutput) else encode
-        encoding = Work(call, (output, config, size), prepared.deadline_s, prepared.caller, urgent=True)
-        if draws or has_masks:
-            encoding.nbytes = size.height * size.width * POST_BYTES
-        if draws:  # on the picture, which is decoded once more
-            encoding.nbytes += prepared.nbytes
-        return await self.threads.run(encoding)
 
     def resolve(self, task: Task, name: str | None) -> ModelStatus:
         """The model that answers a request: the named one, or the first of its task; of several versions the one that
@@ -447,3 +418,32 @@ class Engine:
         """The served models, or those of a task. Raises Unavailable."""
         names = [model.config.name for model in self.models() if task in (None, model.config.task)]
         return ", ".join(names) or "none"
+
+
+def _is_short(output: RawOutput | TiledOutput) -> TypeGuard[ClassifyOutput | DetectOutput | EmbedOutput]:
+    """Whether it is encoded in less time than it takes to reach a thread."""
+    match output:
+        case ClassifyOutput() | DetectOutput(mask_logits=None):
+            return len(output.scores) <= SHORT_ANSWER
+        case _:
+            return isinstance(output, EmbedOutput)
+
+
+def _encoding(
+    prepared: Work[Any],
+    output: RawOutput | TiledOutput,
+    config: BundleConfig,
+    size: Size,
+    encode: Encode[T],
+    *,
+    draws: bool,
+) -> Work[T]:
+    """The encoding of the answer for an image that was prepared, in a thread."""
+    call = partial(join_and_encode, encode) if isinstance(output, TiledOutput) else encode
+    encoding = Work(call, (output, config, size), prepared.deadline_s, prepared.caller, urgent=True)
+    is_list = isinstance(output, ClassifyOutput | EmbedOutput | DetectOutput)
+    if draws or not is_list or (isinstance(output, DetectOutput) and output.mask_logits is not None):
+        encoding.nbytes = size.height * size.width * POST_BYTES
+    if draws:  # on the picture, which is decoded once more
+        encoding.nbytes += prepared.nbytes
+    return encoding

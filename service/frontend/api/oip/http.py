@@ -27,7 +27,7 @@ from service.frontend.api.oip.metadata import NO_SETTINGS, NO_SHARED_MEMORY, Mod
 from service.frontend.core.auth import Auth
 from service.frontend.core.engine import Engine
 from service.frontend.http.content_encoding import CODINGS
-from service.frontend.http.middleware import request_of, within_deadline
+from service.frontend.http.middleware import request_of
 from service.settings import Settings
 
 NOT_IMPLEMENTED = 501
@@ -97,8 +97,7 @@ class OpenInferenceHttp:
         deadline_s = self._engine.deadline(request.timeout_ms)
         coding = preferred_coding(_text(headers.get(b"accept-encoding")), CODINGS)
         try:
-            reading = request.read(self._settings.max_request_bytes, bodies)
-            body = await within_deadline(reading, deadline_s)
+            body = await request.read_by(deadline_s, self._settings.max_request_bytes, bodies)
             length = json_length(_text(headers.get(HEADER_LENGTH_KEY)), len(body))
             nbytes = len(body) if length is None else length
             parsed = await offload(partial(read_request, body, length), nbytes, deadline_s)
@@ -171,7 +170,7 @@ class OpenInferenceHttp:
         request, bodies = request_of(framework_request), self._engine.bodies
         deadline_s = self._engine.deadline(request.timeout_ms)
         try:
-            body = await within_deadline(request.read(self._settings.max_request_bytes, bodies), deadline_s)
+            body = await request.read_by(deadline_s, self._settings.max_request_bytes, bodies)
             return msgspec.json.decode(body, type=_ControlBody) if body else _ControlBody()
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"the body does not have the expected form: {error}") from None

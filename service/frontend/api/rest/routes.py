@@ -26,7 +26,7 @@ from service.content_negotiation import preferred_coding
 from service.errors import BadParameter, BadRequest, DeadlineExceeded, Forbidden, ModelNotFound, Unavailable
 from service.frontend.core.engine import Engine
 from service.frontend.http.content_encoding import CODINGS, ENCODERS
-from service.frontend.http.middleware import request_of, within_deadline
+from service.frontend.http.middleware import request_of
 from service.frontend.http.openapi import error_answers, problem_content
 from service.observability.exposition import exposition
 from service.types import ModelStatus
@@ -186,7 +186,7 @@ def service_routes(engine: Engine, registry: CollectorRegistry) -> APIRouter:
         request = request_of(framework_request)
         deadline_s = engine.deadline(request.timeout_ms)
         try:
-            body = await within_deadline(request.read(MAX_SPLIT_BYTES, engine.bodies), deadline_s)
+            body = await request.read_by(deadline_s, MAX_SPLIT_BYTES, engine.bodies)
             shares = msgspec.json.decode(body, type=dict[str, float])
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise BadRequest(f"the body does not have the expected form, such as {SPLIT_EXAMPLE}: {error}") from None

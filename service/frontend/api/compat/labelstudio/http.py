@@ -39,7 +39,7 @@ from service.frontend.core.engine import Engine
 from service.frontend.core.parameters import ANALYZE, shown
 from service.frontend.core.request_log import RequestRecord, domain_error
 from service.frontend.http.body import off_loop
-from service.frontend.http.middleware import HttpRequest, request_of, within_deadline
+from service.frontend.http.middleware import HttpRequest, request_of
 from service.frontend.http.problems import instance_of, problem_of
 from service.settings import Settings
 from service.types import PredictRequest, Reply
@@ -144,8 +144,7 @@ class LabelStudioBackend:
     async def _read(self, request: HttpRequest, kind: type[T], deadline_s: float | None = None) -> T:
         """The JSON body. Raises BadRequest, and as `HttpRequest.read`."""
         deadline_s = self._engine.deadline(request.timeout_ms) if deadline_s is None else deadline_s
-        reading = request.read(self._settings.max_request_bytes, self._engine.bodies)
-        body = await within_deadline(reading, deadline_s)
+        body = await request.read_by(deadline_s, self._settings.max_request_bytes, self._engine.bodies)
         return await off_loop(partial(_parse, kind, body), len(body))
 
 
