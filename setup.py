@@ -23,7 +23,7 @@ setup(
         Extension(
             "model.net.cpu._kernels",
             ["model/net/cpu/kernels.c"],
-            depends=["model/net/cpu/channel_mlp.h"],
+            depends=["model/net/cpu/linear.h"],
             extra_compile_args=["-O3", "-g0"],
             py_limited_api=True,
             optional=True,

@@ -68,6 +68,16 @@ class Comparison:
         return [plain / served for plain, served in zip(self.plain, self.served, strict=True)]
 
 
+def comparison_options(description: str | None, models: str, models_help: str) -> argparse.ArgumentParser:
+    """The options of a benchmark that compares networks; `models` are its default."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--batches", default="1,4,8", help="pictures in a batch (default: 1,4,8)")
+    options.add_argument("--rounds", type=int, default=9, help="pairs of runs (default: 9)")
+    options.add_argument("--models", default=models, help=models_help)
+    options.add_argument("--models-dir", type=Path, metavar="DIR", help="folder of models, for other names")
+    return options
+
+
 def random_bundle(store: Path, spec: BackboneSpec) -> Bundle:
     """A classifier of random weights; nobody's answers depend on them."""
     torch.manual_seed(1)

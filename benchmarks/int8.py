@@ -11,14 +11,13 @@ The table has the median of the ratios of all pairs of runs, and their quartiles
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from statistics import median, quantiles
 
 import torch
 
-from benchmarks.families import CPU, MODELS, Comparison, collect_as_served, compare, random_bundle
+from benchmarks.families import CPU, MODELS, Comparison, collect_as_served, compare, comparison_options, random_bundle
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.precision import Precision, candidates, make_predictor
 from model.predictor import load_network
@@ -54,11 +53,7 @@ def pair(name: str, store: Path, models_dir: Path | None) -> tuple[Bundle, Bundl
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--batches", default="1,4,8", help="pictures in a batch (default: 1,4,8)")
-    options.add_argument("--rounds", type=int, default=9, help="pairs of runs (default: 9)")
-    options.add_argument("--models", default="convmlp_s", help=f"some of {', '.join(MODELS)} (default: convmlp_s)")
-    options.add_argument("--models-dir", type=Path, metavar="DIR", help="folder of models, for other names")
+    options = comparison_options(__doc__, "convmlp_s", f"some of {', '.join(MODELS)} (default: convmlp_s)")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     print("| model | int8 layers | batch | ms a picture | int8, ms a picture | ratio | its quartiles |")

@@ -8,14 +8,13 @@ thread: other processes count little. The table has the median of the ratios of 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 from statistics import median, quantiles
 
 import torch
 
-from benchmarks.families import CPU, MODELS, Comparison, collect_as_served, compare, random_bundle
+from benchmarks.families import CPU, MODELS, Comparison, collect_as_served, compare, comparison_options, random_bundle
 from benchmarks.int8 import quantised
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.net.cpu import rows
@@ -53,13 +52,9 @@ def _bundle(name: str, precision: Precision, store: Path, models_dir: Path | Non
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--batches", default="1,4,8", help="pictures in a batch (default: 1,4,8)")
-    options.add_argument("--rounds", type=int, default=9, help="pairs of runs (default: 9)")
     names = "cmt_ti,hvt_ti_1,convmlp_s,convmlp_pets_breed,convmlp_pets_heads,convmlp_pets_outline"
-    options.add_argument("--models", default=names, help=f"(default: {names})")
+    options = comparison_options(__doc__, names, f"(default: {names})")
     options.add_argument("--precision", type=Precision, default=Precision.BF16, help="(default: bf16)")
-    options.add_argument("--models-dir", type=Path, metavar="DIR", help="folder of models, for other names")
     arguments = options.parse_args()
     torch.set_num_threads(1)
     print("| model | precision | batch | torch's, ms a picture | compiled, ms a picture | ratio | its quartiles |")

@@ -18,8 +18,6 @@ from model.net.weights import BundleMetadata, load_weights, write_bundle
 from model.precision import Precision, compare_precisions, make_predictor
 from model.predictor import load_network, reference_answer
 from model.quantisation.agreement import MAIN_FIGURE, agreement, answers
-from model.quantisation.equalise import PICTURES as EQUALISING_PICTURES
-from model.quantisation.equalise import equalised
 from model.quantisation.pictures import halves
 from model.quantisation.ranges import Unit, measure_units
 from model.quantisation.rounding import Integers, round_weights, set_integers
@@ -78,33 +76,15 @@ def quantise(
             the answers do not agree enough.
         OSError: the bundle cannot be written.
     """
-    _require_quantisable(bundle.config)
+    config = bundle.config
+    _require_quantisable(config)
     for_ranges, for_agreement = halves(inputs)
-    with tempfile.TemporaryDirectory(prefix="convmlp-quantise-") as folder:
-        number = min(EQUALISING_PICTURES, len(for_ranges))
-        equal = equalised(bundle, for_ranges, Path(folder), lambda done: on_progress("channels", done, number))
-        return _quantise(bundle, equal, for_ranges, for_agreement, store, name, minimum, allow, on_progress)
-
-
-def _quantise(
-    original: Bundle,
-    bundle: Bundle,
-    for_ranges: Sequence[ModelInput],
-    for_agreement: Sequence[ModelInput],
-    store: Path,
-    name: str,
-    minimum: float,
-    allow: bool,
-    on_progress: Progress,
-) -> Bundle:
-    """`bundle` computes what the original one does, and is quantised."""
-    config = original.config
     units = measure_units(bundle, for_ranges, lambda done: on_progress("ranges", done, len(for_ranges)))
     if not units:
         raise BundleInvalid(f"model {config.name} has no layer that can be quantised")
     try:
         expected = answers(
-            make_predictor(original, CPU, Precision.EXACT, load_network(original)),
+            make_predictor(bundle, CPU, Precision.EXACT, load_network(bundle)),
             config,
             for_agreement,
             lambda done: on_progress("float32 answers", done, len(for_agreement)),

@@ -42,3 +42,23 @@ def channel_mlp(
     of what a sum is multiplied with, float32; and of its bias. Both sizes are multiples of 64. `step` and `zero` are of
     the second layer's inputs. `parallel` is the address of `GOMP_parallel`, or 0: one thread.
     """
+
+def linear(
+    x: int,
+    residual: int,
+    out: int,
+    rows: int,
+    inputs: int,
+    outputs: int,
+    weight: int,
+    bias: int,
+    activation: int,
+    parallel: int,
+    threads: int,
+    /,
+) -> None:
+    """Write a linear layer of bfloat16, by row, to `out`; needs AVX-512 VNNI.
+
+    The weight is bfloat16 (outputs / 64, inputs / 2, 64, 2). Outputs are a multiple of 64, inputs of 2. `residual` is
+    added, or 0; without one `activation` is 0 for none, 1 for ReLU, 2 for GELU.
+    """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model.net.cpu import rows
 from model.net.cpu.conv import EXACT_GELU, Activation, PackedWeights
 from model.net.cpu.openmp import parallel_address, threads_for
-from model.net.cpu.rows import LayerNorm, is_row_norm
+from model.net.cpu.rows import COLUMNS, LayerNorm, is_row_norm, pack_columns
 from model.net.layers import ChannelMLP, chains_of
 from model.net.quantisation import InputRange, InputRanges, quantise_weight
 
@@ -26,10 +26,6 @@ if rows.AVAILABLE:
 
 MIN_IN_CHANNELS = 8
 """Of a convolution; fewer make no full vector of products."""
-VNNI_COLUMNS = 64
-"""Outputs that kernels.c computes at a time; it takes layers of multiples of that."""
-MIN_ROWS_OF_THREAD = 12
-"""With fewer, to wake another thread takes as long as it saves."""
 
 _FLOATS = InputRange(1.0, 0)
 """The operators' arguments for an output in float32."""
@@ -46,11 +42,6 @@ def int8_accelerates() -> bool:
     On others the products' sums are cut to 16 bits, so that answers would be wrong.
     """
     return int8_available() and (torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def vnni_multiplies() -> bool:
-    """Whether products of bytes by kernels.c are available, and faster than oneDNN's, which uses AMX where it can."""
-    return rows.AVAILABLE and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
 
 
 def takes_int8(layer: nn.Module) -> bool:
@@ -200,7 +191,7 @@ class VnniChannelMLP(nn.Module):
         _kernels.channel_mlp(
             *(x.data_ptr(), residual.data_ptr(), out.data_ptr(), count, *self._sizes),
             *(self._first.addresses, self._second.addresses, self._between.scale, self._between.zero_point),
-            *(parallel_address(), threads_for(count, MIN_ROWS_OF_THREAD)),
+            *(parallel_address(), threads_for(count)),
         )
         return out
 
@@ -210,17 +201,15 @@ class _VnniLinear:
 
     def __init__(self, linear: nn.Linear, input_range: InputRange) -> None:
         integers, scales = quantise_weight(linear.weight)
-        outputs, inputs = integers.shape
         start = -input_range.zero_point * integers.sum(dim=1, dtype=torch.int32)
-        bias = torch.zeros(outputs) if linear.bias is None else linear.bias.detach().float()
-        packed = integers.view(outputs // VNNI_COLUMNS, VNNI_COLUMNS, inputs // 4, 4).transpose(1, 2).contiguous()
-        self._tensors = (packed, start, scales * input_range.scale, bias.clone())
+        bias = torch.zeros(len(integers)) if linear.bias is None else linear.bias.detach().float()
+        self._tensors = (pack_columns(integers, inputs_at_once=4), start, scales * input_range.scale, bias.clone())
         self.addresses = tuple(tensor.data_ptr() for tensor in self._tensors)
 
 
 def _channel_mlp(mlp: ChannelMLP, first: InputRange, second: InputRange, dtype: torch.dtype) -> nn.Module:
     sizes = (mlp.fc1.in_features, mlp.fc1.out_features)
-    if vnni_multiplies() and dtype == torch.bfloat16 and not any(size % VNNI_COLUMNS for size in sizes):
+    if rows.products_available() and dtype == torch.bfloat16 and not any(size % COLUMNS for size in sizes):
         return VnniChannelMLP(mlp, first, second)
     return Int8ChannelMLP(mlp, first, second)
 

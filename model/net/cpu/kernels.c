@@ -185,7 +185,7 @@ AVX512 static void to_bytes(const BFloat16 *from, uint8_t *to, size_t count, Byt
     FOR_VECTORS(at, count, left, { store_bytes(to + at, left, load(from + at, left), bytes); });
 }
 
-#include "channel_mlp.h"
+#include "linear.h"
 
 static void *memory(unsigned long long address) { return (void *)(uintptr_t)address; }
 
@@ -256,18 +256,40 @@ static PyObject *channel_mlp_(PyObject *Py_UNUSED(module), PyObject *args)
                           &parallel, &threads)) {
         return NULL;
     }
-    ChannelMLP mlp = {
-        .x = memory(x), .residual = memory(residual), .to = memory(out), .rows = (size_t)rows,
-        .first = {memory(first[0]), memory(first[1]), memory(first[2]), memory(first[3]), (size_t)channels,
-                  (size_t)hidden},
-        .second = {memory(second[0]), memory(second[1]), memory(second[2]), memory(second[3]), (size_t)hidden,
-                   (size_t)channels},
-        .bytes = {1.0f / step, zero},
+    size_t in = (size_t)channels, between = (size_t)hidden;
+    Work work = {
+        .x = memory(x),
+        .rows = (size_t)rows,
+        .first = {memory(first[0]), memory(first[1]), memory(first[2]), memory(first[3]), in, between},
+        .second = {memory(second[0]), memory(second[1]), memory(second[2]), memory(second[3]), between, in},
+        .output = {.halves = memory(out), .residual = memory(residual), .bytes = {1.0f / step, zero}},
     };
     Py_BEGIN_ALLOW_THREADS
-    done = run_channel_mlp(&mlp, (Parallel)(uintptr_t)parallel, parallel && threads > 1 ? (size_t)threads : 1);
+    done = run(channel_mlp, &work, (Parallel)(uintptr_t)parallel, (size_t)threads, between);
     Py_END_ALLOW_THREADS
     if (!done) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *linear_(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long x, residual, out, weight, bias, parallel;
+    Py_ssize_t rows, in, outputs, threads;
+    int finish;
+    if (!PyArg_ParseTuple(args, "KKKnnnKKiKn", &x, &residual, &out, &rows, &in, &outputs, &weight, &bias, &finish,
+                          &parallel, &threads)) {
+        return NULL;
+    }
+    Work work = {
+        .x = memory(x),
+        .rows = (size_t)rows,
+        .first = {.weight = memory(weight), .bias = memory(bias), .in_bytes = 2 * (size_t)in, .out = (size_t)outputs},
+        .finish = residual ? ADD_RESIDUAL : (Finish)finish,
+        .output = {.halves = memory(out), .residual = memory(residual)},
+    };
+    Py_BEGIN_ALLOW_THREADS
+    run(linear, &work, (Parallel)(uintptr_t)parallel, (size_t)threads, 0);
+    Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
@@ -291,6 +313,7 @@ static PyMethodDef methods[] = {{"available", available, METH_NOARGS, NULL},
                                 {"scale_and_shift", scale_and_shift_, METH_VARARGS, NULL},
                                 {"quantise", quantise_, METH_VARARGS, NULL},
                                 {"channel_mlp", channel_mlp_, METH_VARARGS, NULL},
+                                {"linear", linear_, METH_VARARGS, NULL},
                                 {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = 0, .m_methods = methods};

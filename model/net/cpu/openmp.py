@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+MIN_ROWS = 12
+"""Of a thread. With fewer, to wake another one takes as long as it saves."""
 _MAPS = Path("/proc/self/maps")
 
 
@@ -26,6 +28,6 @@ def parallel_address() -> int:
     return 0 if function is None else ctypes.cast(function, ctypes.c_void_p).value or 0
 
 
-def threads_for(rows: int, least: int) -> int:
-    """How many of the calling thread's OpenMP threads compute so many rows, each at least `least` of them."""
-    return max(1, min(torch.get_num_threads(), rows // least))
+def threads_for(rows: int) -> int:
+    """How many of the calling thread's OpenMP threads compute so many rows of a layer."""
+    return max(1, min(torch.get_num_threads(), rows // MIN_ROWS))

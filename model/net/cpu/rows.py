@@ -30,6 +30,22 @@ def takes_rows(dtype: torch.dtype, length: int) -> bool:
     return AVAILABLE and dtype == torch.bfloat16 and 0 < length <= LONGEST
 
 
+COLUMNS = 64
+"""Outputs of a linear layer that the kernels compute at a time; they take layers of multiples of that."""
+
+
+def products_available() -> bool:
+    """Whether the kernels' linear layers are available, and faster than oneDNN's, which use AMX where they can."""
+    return AVAILABLE and torch.cpu._is_vnni_supported() and not torch.cpu._is_amx_tile_supported()
+
+
+def pack_columns(weight: Tensor, inputs_at_once: int) -> Tensor:
+    """A linear layer's weight (D, C) as the kernels read it: (D / 64, C / n, 64, n), `inputs_at_once` being n."""
+    outputs, inputs = weight.shape
+    parts = weight.view(outputs // COLUMNS, COLUMNS, inputs // inputs_at_once, inputs_at_once)
+    return parts.transpose(1, 2).contiguous()
+
+
 def softmax_(x: Tensor, scale: float, bias: Tensor | None) -> Tensor:
     """softmax(x * scale + bias) over the last axis, in place: contiguous (N · B, ..., L), bias (B, ..., L).
 

@@ -1,4 +1,4 @@
-"""A channel MLP of bytes by channel_mlp.h: what its layers' bytes determine, the same wherever a row stands."""
+"""Linear layers by linear.h, of bfloat16 and, two in one, of bytes: the same outputs wherever a row stands."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.net.cpu import rows
-from model.net.cpu.int8 import Int8ChannelMLP, VnniChannelMLP, convert_to_int8, vnni_multiplies
-from model.net.cpu.openmp import parallel_address, threads_for
+from model.net.cpu.conv import Activation
+from model.net.cpu.int8 import Int8ChannelMLP, VnniChannelMLP, convert_to_int8
+from model.net.cpu.linear import Linear
+from model.net.cpu.openmp import MIN_ROWS, parallel_address, threads_for
 from model.net.layers import ChannelMLP
 from model.net.quantisation import InputRange, dequantise_weight, quantise_weight, range_between
 
 pytestmark = pytest.mark.skipif(
-    not vnni_multiplies(), reason="kernels.c is not compiled, or no AVX-512 with VNNI and bfloat16, or AMX is faster"
+    not rows.products_available(),
+    reason="kernels.c is not compiled, or no AVX-512 with VNNI and bfloat16, or AMX is faster",
 )
 
 HALF = torch.bfloat16
@@ -111,6 +114,45 @@ def test_what_is_not_finite_stays_so() -> None:
     assert found[0, 1].isnan().all()
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 64), (192, 64), (128, 192)])
+@torch.inference_mode()
+def test_a_linear_layer_of_bfloat16(inputs: int, outputs: int) -> None:
+    """Each activation, the sum with an addend and a missing bias, for each number of rows; rounded once."""
+    layer = nn.Linear(inputs, outputs).to(HALF)
+    for count in ROWS:
+        x, addend = values(count, 1, inputs).to(HALF), values(count, outputs, 1).transpose(1, 2).to(HALF)
+        plain = F.linear(x.float(), layer.weight.float(), layer.bias.float())
+        expected: dict[Activation, Tensor] = {"none": plain, "relu": plain.relu(), "gelu": F.gelu(plain)}
+        for activation, outcome in expected.items():
+            found = Linear(layer.weight, layer.bias, activation)(x)
+            assert found.dtype == HALF
+            torch.testing.assert_close(found.float(), outcome, rtol=0.01, atol=1e-3)
+        sums = Linear(layer.weight, layer.bias).plus(x, addend)
+        torch.testing.assert_close(sums.float(), plain + addend.float(), rtol=0.01, atol=1e-3)
+        without = Linear(layer.weight, None)(x)
+        torch.testing.assert_close(without.float(), plain - layer.bias.float(), rtol=0.01, atol=1e-3)
+
+
+@torch.inference_mode()
+def test_a_row_of_bfloat16_depends_neither_on_its_neighbours_nor_on_the_threads() -> None:
+    """The same bits, as for bytes; NaN stays in its row."""
+    layer = nn.Linear(128, 64).to(HALF)
+    made, x = Linear(layer.weight, layer.bias, "relu"), values(131, 128).to(HALF)
+    x[5, 7] = math.nan
+    expected = made(x)
+    assert expected[5].isnan().all()
+    assert expected.isnan().sum() == 64
+    for at in (0, 6, 95, 96, 130):
+        assert torch.equal(made(x[at : at + 1])[0], expected[at])
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            assert torch.equal(made(x).nan_to_num(-1.0), expected.nan_to_num(-1.0))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_other_sizes_and_floats_are_left_to_onednn() -> None:
     """Only multiples of 64 channels between bfloat16."""
     ranges = {"0.fc1": FIRST, "0.fc2": SECOND}
@@ -127,5 +169,5 @@ def test_other_sizes_and_floats_are_left_to_onednn() -> None:
 def test_the_threads_are_those_of_torch() -> None:
     """Where torch uses GCC's OpenMP library its function is found; few rows stay with one thread."""
     assert (parallel_address() != 0) == ("OpenMP" in torch.__config__.parallel_info())
-    assert threads_for(11, 12) == threads_for(0, 12) == 1
-    assert threads_for(1 << 20, 12) == torch.get_num_threads()
+    assert threads_for(0) == threads_for(MIN_ROWS) == 1
+    assert threads_for(1 << 20) == torch.get_num_threads()
