@@ -16,7 +16,8 @@ from service.frontend.http.problems import ERROR_TABLE as HTTP_TABLE
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "client/README.md"])
+FOLDERS = (".", "docs", "docs/decisions", "docs/runbooks", "client", "examples", "examples/*")
+PAGES = sorted(page for folder in FOLDERS for page in ROOT.glob(f"{folder}/*.md"))
 RELIABILITY, PICTURES = ROOT / "docs/reliability.md", ROOT / "docs/pictures.md"
 FACTORS = {"KiB": 2**10, "MiB": 2**20}
 NOT_SETTINGS = {"weights_only"}

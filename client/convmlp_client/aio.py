@@ -22,7 +22,7 @@ from convmlp_client.parameters import (
     embed_params,
     segment_params,
 )
-from convmlp_client.requester import USER_AGENT, make_requester
+from convmlp_client.requester import BaseClient
 from convmlp_client.results import (
     Analysis,
     AnyResult,
@@ -32,14 +32,12 @@ from convmlp_client.results import (
     Model,
     Segmentation,
 )
-from convmlp_client.retry import Retries
-from convmlp_client.transport import Compression, StrPath
 
 I = TypeVar("I", bound=ImageInput)  # noqa: E741
 R = TypeVar("R", bound=AnyResult)
 
 
-class AsyncClient:
+class AsyncClient(BaseClient):
     """A client of one service: http(s)://HOST:PORT (REST), grpc://HOST:PORT, or grpcs://HOST:PORT (gRPC over TLS).
 
     The client connects at its first request, and belongs to that event loop from then on. Share one client among all
@@ -60,31 +58,6 @@ class AsyncClient:
         ImportError: gRPC is not installed.
         OSError: a certificate or key cannot be read.
     """
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        timeout_s: float | None = 30.0,
-        api_key: str | None = None,
-        retries: int | Retries = 3,
-        max_concurrency: int = 64,
-        user_agent: str = USER_AGENT,
-        ca_file: StrPath | None = None,
-        client_certificate: tuple[StrPath, StrPath] | None = None,
-        compression: Compression | None = None,
-    ) -> None:
-        self._requester = make_requester(
-            url,
-            timeout_s=timeout_s,
-            api_key=api_key,
-            retries=retries,
-            max_concurrency=max_concurrency,
-            user_agent=user_agent,
-            ca_file=ca_file,
-            client_certificate=client_certificate,
-            compression=compression,
-        )
 
     async def classify(
         self, image: ImageInput, *, timeout_s: float | None = None, **parameters: Unpack[ClassifyParameters]

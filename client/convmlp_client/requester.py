@@ -40,51 +40,13 @@ API_KEY_VARIABLE: Final = "CONVMLP_API_KEY"
 USER_AGENT: Final = "convmlp-client"
 
 
-def make_requester(
-    url: str,
-    *,
-    timeout_s: float | None,
-    api_key: str | None,
-    retries: int | Retries,
-    max_concurrency: int,
-    user_agent: str,
-    ca_file: StrPath | None,
-    client_certificate: tuple[StrPath, StrPath] | None,
-    compression: Compression | None,
-) -> Requester:
-    """A requester from the arguments of the clients.
-
-    Raises:
-        ValueError: an argument is out of range, or does not apply to the URL's scheme.
-        ImportError: gRPC is not installed.
-        OSError: a certificate or key cannot be read.
-    """
-    parts = parse_url(url)
-    _check_timeout(timeout_s)
-    if max_concurrency < 1:
-        raise ValueError(f"max_concurrency is {max_concurrency}, expected 1 or more")
-    if isinstance(retries, int):
-        if retries < 0:
-            raise ValueError(f"retries is {retries}, expected 0 or more")
-        retries = Retries(attempts=retries + 1)
-    if (ca_file is not None or client_certificate is not None) and parts.scheme not in ("https", "grpcs"):
-        raise ValueError(f"ca_file and client_certificate need https:// or grpcs://, the URL is {url!r}")
-    if compression is not None and not parts.scheme.startswith("grpc"):
-        raise ValueError(f"compression needs grpc:// or grpcs://, the URL is {url!r}")
-    key = (api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE, "")).strip()
-    if not (key.isascii() and key.isprintable()):
-        raise ValueError("the API key has characters that cannot be sent; expected printable ASCII")
-    config = TransportConfig(parts, key or None, user_agent, max_concurrency, ca_file, client_certificate, compression)
-    return Requester(config, timeout_s, retries)
-
-
 class Requester:
     """Sends requests over a transport. It belongs to the event loop of the first request."""
 
     def __init__(
         self, config: TransportConfig, timeout_s: float | None, retries: Retries, clock: Clock | None = None
     ) -> None:
-        """Raises ImportError, OSError: as `make_requester`. Tests pass a clock."""
+        """Raises ImportError: gRPC is not installed; OSError: a certificate cannot be read. Tests pass a clock."""
         self.max_concurrency = config.max_concurrency
         self._address = config.address
         self._transport = _open_transport(config)
@@ -220,6 +182,47 @@ class Requester:
             raise RuntimeError("the client was in use before this process was forked; make one in each process")
         elif self._owner[1] is not here[1]:
             raise RuntimeError("the client is in use in another event loop; make one for each")
+
+
+class BaseClient:
+    """What both clients are made of. `AsyncClient` documents the arguments and the errors."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float | None = 30.0,
+        api_key: str | None = None,
+        retries: int | Retries = 3,
+        max_concurrency: int = 64,
+        user_agent: str = USER_AGENT,
+        ca_file: StrPath | None = None,
+        client_certificate: tuple[StrPath, StrPath] | None = None,
+        compression: Compression | None = None,
+    ) -> None:
+        parts = parse_url(url)
+        _check_timeout(timeout_s)
+        if max_concurrency < 1:
+            raise ValueError(f"max_concurrency is {max_concurrency}, expected 1 or more")
+        if isinstance(retries, int):
+            if retries < 0:
+                raise ValueError(f"retries is {retries}, expected 0 or more")
+            retries = Retries(attempts=retries + 1)
+        if (ca_file is not None or client_certificate is not None) and parts.scheme not in ("https", "grpcs"):
+            raise ValueError(f"ca_file and client_certificate need https:// or grpcs://, the URL is {url!r}")
+        if compression is not None and not parts.scheme.startswith("grpc"):
+            raise ValueError(f"compression needs grpc:// or grpcs://, the URL is {url!r}")
+        key = (api_key if api_key is not None else os.environ.get(API_KEY_VARIABLE, "")).strip()
+        if not (key.isascii() and key.isprintable()):
+            raise ValueError("the API key has characters that cannot be sent; expected printable ASCII")
+        config = TransportConfig(
+            parts, key or None, user_agent, max_concurrency, ca_file, client_certificate, compression
+        )
+        self._requester = Requester(config, timeout_s, retries)
+        self._open()
+
+    def _open(self) -> None:
+        """Called once at the end of `__init__`."""
 
 
 def _check_timeout(timeout_s: float | None) -> None:

@@ -64,12 +64,14 @@ async def _supervise(settings: Settings, stop: asyncio.Event, start: StartProces
         addresses = [worker.worker_address[0] for worker in workers]
         settings = settings.with_changes(worker_address=addresses)
         try:
-            port = settings.http_port
+            flag, port = "--http-port", settings.http_port
             http = stack.enter_context(open_listener(settings.host, port))
-            port = settings.grpc_port
+            flag, port = "--grpc-port", settings.grpc_port
             grpc = stack.enter_context(hold_port(settings.host, port))
         except OSError as error:
-            log.error("cannot listen", host=settings.host, port=port, error=error.strerror)
+            reason = os.strerror(error.errno) if error.errno else error.strerror  # without asyncio's own words
+            remedy = f"free the port, or give another {flag} or --host"
+            log.error("cannot listen", host=settings.host, port=port, error=reason, remedy=remedy)
             return EXIT_CONFIG
         return await _supervise_at(http, grpc, settings, workers, folder, stop, start)
 

@@ -1,4 +1,7 @@
-"""The README's commands, pasted into a fresh clone beside a running service; its outputs and figures are true."""
+"""The commands of the README, and of docs/, pasted into a fresh clone beside a running service.
+
+The README's outputs and figures are true.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,21 @@ def printed() -> list[tuple[str, str]]:
     return re.findall(r"^\$ (.*)\n((?:[^$\n].*\n)+)", block, re.MULTILINE)
 
 
+def documented() -> list[str]:
+    """The commands of docs/ that need a service and pictures, and nothing else: no model or store of a reader's own."""
+    lines = [
+        line.removeprefix("$ ")
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        for block in re.findall(r"^```sh\n(.*?)^```$", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+        for line in block.replace("\\\n", "").splitlines()
+    ]
+    calls = [line for line in lines if line.startswith("convmlp ") or (line.startswith("curl") and ":8000" in line)]
+    named = [line for line in calls if re.search(r"\b(examples|photos|pictures)/", line)]
+    return [
+        line for line in dict.fromkeys(named) if not re.search(r"\bmine\b|s3:|bench|[A-Z]{4}", line.split(" # ")[0])
+    ]
+
+
 @pytest.fixture(scope="module")
 def exact() -> Iterator[RunningService]:
     with running_service("--precision", "exact") as service:
@@ -56,6 +74,10 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if (ROOT / name).exists():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, folder / name, follow_symlinks=False)
+    for photographs in ("photos", "pictures"):
+        (folder / photographs).mkdir()
+        shutil.copy(ROOT / "examples/cat.jpg", folder / photographs)
+        PIL.Image.open(ROOT / "examples/dog.jpg").save(folder / photographs / "dog.png")
     commands = folder / ".venv/bin"
     commands.mkdir(parents=True)
     (commands / "python").symlink_to(sys.executable)
@@ -72,12 +94,13 @@ def run(command: str, clone: Path, service: RunningService) -> str:
     later than the README's, which a busy machine misses."""
     command = command.replace("localhost:8000", service.url.removeprefix("http://"))
     command = re.sub(r"(X-Request-Timeout-Ms): \d+", rf"\1: {PATIENCE_S * 1000:.0f}", command)
-    environment = {**os.environ, "CONVMLP_URL": service.url, "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"}
+    path = f"{clone / '.venv/bin'}:{os.environ['PATH']}"
+    environment = {"CONVMLP_URL": service.url, "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}", "PATH": path}
     script = command.replace("make serve", "make --dry-run serve")
     ran = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=clone,
-        env=environment,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         timeout=120,
@@ -106,6 +129,17 @@ def test_a_pasted_command_succeeds(command: str, clone: Path, exact: RunningServ
             assert flag.replace("-", "_") in Settings.model_fields
     for target in re.findall(r"(?:-o|--save) (\S+)", command):
         assert (clone / target).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("command", documented())
+def test_a_command_of_the_other_pages_succeeds(command: str, clone: Path, exact: RunningService) -> None:
+    """Each runs unchanged as well, with `.venv/bin` on the PATH, as the README states."""
+    run(command.replace("curl ", "curl --silent --show-error --fail "), clone, exact)
+
+
+def test_the_other_pages_have_commands() -> None:
+    """The test above finds some."""
+    assert len(documented()) > 5
 
 
 @pytest.mark.parametrize(("command", "output"), printed())

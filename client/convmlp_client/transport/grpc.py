@@ -89,8 +89,7 @@ class GrpcTransport:
         return result
 
     def open_stream(self, params: PredictParams[R]) -> GrpcImageStream[R]:
-        multiplexer = StreamMultiplexer(self._methods().streams[params.task], self._metadata, self._address)
-        return GrpcImageStream(self, params, multiplexer)
+        return GrpcImageStream(self, params, self._methods().streams[params.task], self._metadata, self._address)
 
     async def models(self, attempt: Attempt) -> tuple[Model, ...]:
         response = await self._call(self._methods().list_models, pb.ListModelsRequest(), attempt)
@@ -137,54 +136,43 @@ def _analysis(response: pb.AnalyzeResponse, names: Sequence[str], address: str) 
     return Analysis(ImageSize(response.image.width, response.image.height), answers, models, meta)
 
 
-@dataclass(frozen=True, slots=True)
 class GrpcImageStream(Generic[R]):
-    """Implements `ImageStream` with a bidirectional stream. If that breaks, its images are sent by unary calls."""
+    """Implements `ImageStream`: concurrent requests over one bidirectional stream.
 
-    transport: GrpcTransport
-    params: PredictParams[R]
-    multiplexer: StreamMultiplexer
+    It opens at the first request, and again after it broke.
+    """
 
-    async def predict(self, image: bytes, attempt: Attempt) -> R:
-        request = request_message(self.params, image, attempt.request_id)
-        try:
-            async with asyncio.timeout(attempt.timeout_s):
-                response = await self.multiplexer.call(request)
-        except TimeoutError:
-            # Enforced here, because gRPC has a deadline for a whole stream only.
-            detail = f"no reply within {attempt.timeout_s:g} s"
-            raise DeadlineExceeded(detail, request_id=attempt.request_id) from None
-        if response is None:
-            return await self.transport.predict(self.params, image, attempt)
-        return self.transport.result_of(self.params, response)
-
-    async def aclose(self) -> None:
-        await self.multiplexer.aclose()
-
-
-class StreamMultiplexer:
-    """Concurrent requests over one bidirectional stream. It opens at the first request, and again after it broke."""
-
-    def __init__(self, method: Any, metadata: Metadata, address: str) -> None:  # noqa: ANN401  (each has its messages)
+    def __init__(
+        self,
+        transport: GrpcTransport,
+        params: PredictParams[R],
+        method: Any,  # noqa: ANN401  (each has its messages)
+        metadata: Metadata,
+        address: str,
+    ) -> None:
+        self._transport = transport
+        self._params = params
         self._method = method
         self._metadata = metadata
         self._address = address
         self._stream: _Stream | None = None
 
-    async def call(self, request: Request) -> Response | None:
-        """The reply to a request, whose id this changes; None if the stream broke before the reply.
-
-        Retry with a unary call after None, because another image may have broken the stream.
-
-        Raises:
-            ClientError: the error in the reply.
-        """
+    async def predict(self, image: bytes, attempt: Attempt) -> R:
+        request = request_message(self._params, image, attempt.request_id)
         if self._stream is None or self._stream.broken:
             self._stream = _Stream(self._method, self._metadata)
-        reply = await self._stream.call(request)
-        if reply is not None and reply.HasField("error"):
+        try:
+            async with asyncio.timeout(attempt.timeout_s):
+                reply = await self._stream.call(request)
+        except TimeoutError:
+            # Enforced here, because gRPC has a deadline for a whole stream only.
+            detail = f"no reply within {attempt.timeout_s:g} s"
+            raise DeadlineExceeded(detail, request_id=attempt.request_id) from None
+        if reply is None:  # another image may have broken the stream: this one is sent by a unary call
+            return await self._transport.predict(self._params, image, attempt)
+        if reply.HasField("error"):
             raise error_from_status(reply.error, self._address, reply.id)
-        return reply
+        return self._transport.result_of(self._params, reply)
 
     async def aclose(self) -> None:
         """End the stream and cancel its requests."""
@@ -214,6 +202,7 @@ class _Stream:
         self._reader = asyncio.create_task(self._read())
 
     async def call(self, request: Request) -> Response | None:
+        """The reply to a request, whose id this changes; None if the stream broke before the reply."""
         pending = _PendingRequest(request, asyncio.get_running_loop().create_future())
         # The writer task writes, because gRPC ends the whole stream if a write is cancelled.
         self._unsent.put_nowait(pending)
@@ -280,25 +269,9 @@ class _Methods:
 
 def _methods(channel: grpc.aio.Channel) -> _Methods:
     stub: VisionAsyncStub = vision_pb2_grpc.VisionStub(channel)
-    return _Methods(
-        channel,
-        {
-            Task.CLASSIFY: stub.Classify,
-            Task.DETECT: stub.Detect,
-            Task.SEGMENT: stub.Segment,
-            Task.EMBED: stub.Embed,
-            Task.ANALYZE: stub.Analyze,
-        },
-        {
-            Task.CLASSIFY: stub.ClassifyStream,
-            Task.DETECT: stub.DetectStream,
-            Task.SEGMENT: stub.SegmentStream,
-            Task.EMBED: stub.EmbedStream,
-            Task.ANALYZE: stub.AnalyzeStream,
-        },
-        stub.ListModels,
-        channel.unary_unary(HEALTH_METHOD),
-    )
+    unary = {task: getattr(stub, task.capitalize()) for task in Task}  # Classify, Detect and so on
+    streams = {task: getattr(stub, f"{task.capitalize()}Stream") for task in Task}
+    return _Methods(channel, unary, streams, stub.ListModels, channel.unary_unary(HEALTH_METHOD))
 
 
 def _open_channel(config: TransportConfig, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:

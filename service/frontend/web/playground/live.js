@@ -13,7 +13,7 @@ const PLOTS = [
     { name: "answered", value: ({ answered }) => answered, style: "first" },
     { name: "failed or rejected", value: ({ failed }) => failed, style: "second" },
   ]],
-  ["Latency", "ms", [
+  ["Latency, ms", "ms", [
     { name: "p50", value: ({ p50 }) => (p50 === null ? null : 1000 * p50), style: "first" },
     { name: "p99", value: ({ p99 }) => (p99 === null ? null : 1000 * p99), style: "second" },
   ]],
