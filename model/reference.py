@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
+import msgspec
 import numpy as np
 from pydantic import Field
 
@@ -41,7 +41,7 @@ GRID = 32
 
 LIMITS = DecodeLimits(max_bytes=1 << 20, max_pixels=1_000_000)
 REFERENCE_PARAMS = QueryParams(top_k=5, max_detections=5, masks=False)
-_CLASSIFY_PARAMS = replace(REFERENCE_PARAMS, score_threshold=-1.0)
+_CLASSIFY_PARAMS = msgspec.structs.replace(REFERENCE_PARAMS, score_threshold=-1.0)
 
 
 def reference_params(task: Task) -> QueryParams:

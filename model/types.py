@@ -4,6 +4,9 @@
 
 Axis order is always (height, width[, channel]) for arrays and (x, y) for coordinates; colours are RGB; pixel
 coordinates have their origin at the top left corner of the upright image.
+
+An input crosses to the worker with its `Geometry` and `QueryParams`: msgspec makes, writes and reads its own structs
+in less than half the time of dataclasses.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -36,8 +40,7 @@ class Reader(StrEnum):
     OPENCV = "OpenCV"
 
 
-@dataclass(frozen=True, slots=True)
-class Size:
+class Size(msgspec.Struct, frozen=True, array_like=True):
     """Height and width in pixels."""
 
     height: int
@@ -55,8 +58,7 @@ class Image:
         return Size(self.pixels.shape[0], self.pixels.shape[1])
 
 
-@dataclass(frozen=True, slots=True)
-class Geometry:
+class Geometry(msgspec.Struct, frozen=True, array_like=True):
     """How the pixels of a network input map to those of the upright picture.
 
     `original` is the picture's size; `content` is the size it was resized to, before any cropping or padding.
@@ -76,16 +78,14 @@ class Geometry:
         return self.content.height / self.original.height
 
 
-@dataclass(frozen=True, slots=True)
-class ModelInput:
+class ModelInput(msgspec.Struct, frozen=True):
     """A network input before normalisation: uint8 (h, w, 3), RGB."""
 
     pixels: UInt8Array
     geometry: Geometry
 
 
-@dataclass(frozen=True, slots=True)
-class QueryParams:
+class QueryParams(msgspec.Struct, frozen=True, array_like=True):
     """Request parameters that the network or postprocessing needs.
 
     `top_k`: classes returned by a classifier. `score_threshold`: detections must score strictly above it; None takes

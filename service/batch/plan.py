@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.errors import BundleInvalid
 from model.postprocess.masks import MaskFormat
@@ -45,7 +47,7 @@ class ModelPlan:
     @property
     def parameters(self) -> dict[str, Any]:
         """The parameters of the task, by their names in the REST API; classes by index."""
-        values: dict[str, Any] = {**asdict(self.params), "mask_format": self.mask_format.value}
+        values: dict[str, Any] = {**msgspec.structs.asdict(self.params), "mask_format": self.mask_format.value}
         if self.tiling is not None:
             values["tiles"] = asdict(self.tiling)
         names = [name for name, parameter in PARAMETERS.items() if self.task in parameter.tasks]

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 
 from convmlp_client.results import Task as ClientTask
@@ -283,7 +284,9 @@ async def _predict(
     else:
         stopping = ()
         if run.all_scores:
-            query = replace(query, params=replace(query.params, top_k=len(run.model.labels), score_threshold=-1.0))
+            query = replace(
+                query, params=msgspec.structs.replace(query.params, top_k=len(run.model.labels), score_threshold=-1.0)
+            )
         backend = LocalBackend(query, run.model.task, settings)
     async with aclosing(backend):
         await predict_all(

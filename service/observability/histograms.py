@@ -10,8 +10,10 @@ import math
 import threading
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import compress, repeat, starmap
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Exemplar, HistogramMetricFamily
@@ -49,13 +51,17 @@ class Observations:
     def count(self) -> None:
         """Count what was gathered. From one thread at a time."""
         gathered = self._gathered
-        for _ in range(len(gathered)):
-            value, exemplar = gathered.popleft()
-            bucket = bisect_left(self.bounds, value)
-            self.counts[bucket] += 1
-            self.total += value
-            if exemplar is not None:
-                self.exemplars[bucket] = exemplar
+        # Without bytecodes for each value: there are several of each request.
+        observed = [*starmap(gathered.popleft, repeat((), len(gathered)))]
+        if not observed:
+            return
+        values, exemplars = zip(*observed, strict=True)
+        bucket_of = partial(bisect_left, self.bounds)
+        for bucket, count in Counter(map(bucket_of, values)).items():
+            self.counts[bucket] += count
+        self.total += sum(values)
+        for value, exemplar in compress(observed, exemplars):
+            self.exemplars[bucket_of(value)] = exemplar
 
 
 class Histogram(Collector):

@@ -277,7 +277,6 @@ class _ModelMetrics:
     images: Counter
     busy: Counter
     not_finite: Counter
-    depth: Gauge
 
 
 class WorkerMetrics:
@@ -285,6 +284,7 @@ class WorkerMetrics:
 
     def __init__(self, registry: CollectorRegistry, tasks: Mapping[str, str]) -> None:
         self._models: dict[str, _ModelMetrics] = {}
+        self._queue_depth: Callable[[str], int] = lambda _: 0
         self._stage = _stage_histogram(registry)
         self._batch_size = Histogram(
             "convmlp_batch_size",
@@ -359,9 +359,8 @@ class WorkerMetrics:
             images=self._images.labels(model),
             busy=self._busy.labels(model),
             not_finite=self._not_finite.labels(model),
-            depth=self._depth.labels(model),
         )
-        self._models[model].depth.set(0)
+        self._depth.labels(model).set_function(lambda: self._queue_depth(model))
         self.model_ready(model, ready=False)
 
     def remove_model(self, model: str) -> None:
@@ -392,11 +391,6 @@ class WorkerMetrics:
     def waited(self, model: str, seconds: float, ids: dict[str, str] | None = None) -> None:
         self._models[model].queue.add((seconds, None if ids is None else exemplar_of(ids, seconds)))
 
-    def queue(self, model: str, images: int, pixels: int) -> None:
-        """Set the gauges of the queue: the waiting images of one model, and the waiting pixels of all models."""
-        self._models[model].depth.set(images)
-        self._pixels.set(pixels)
-
     def best_batch(self, model: str, images: int) -> None:
         self._best_batch.labels(model).set(images)
 
@@ -408,6 +402,11 @@ class WorkerMetrics:
     def queue_limits(self, images: int, pixels: int) -> None:
         self._limit.set(images)
         self._pixels_limit.set(pixels)
+
+    def watch_queue(self, depth: Callable[[str], int], pixels: Callable[[], int]) -> None:
+        """Read the gauges of the queue at each scrape: the waiting images of a model, the waiting pixels of all."""
+        self._queue_depth = depth
+        self._pixels.set_function(pixels)
 
     def model_ready(self, model: str, *, ready: bool) -> None:
         self._ready.labels(model).set(ready)

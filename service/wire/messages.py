@@ -36,7 +36,7 @@ from model.types import (
 )
 from service.types import StoredModel
 
-PROTOCOL = 11
+PROTOCOL = 12
 """Both ends must speak the same; raised with every change to the messages of this file. All versions share only
 the field `protocol` of a Hello, and ProtocolMismatch: so two ends of different versions can name them."""
 

@@ -80,14 +80,11 @@ class Dispatcher:
         self.admission = Admission(
             queue, self._running, self._latency, limits, runner.lanes, clock, can_overlap=runner.can_overlap
         )
+        metrics.watch_queue(queue.depth, lambda: queue.pixels)
         self._retries = Retries(limits)
         self._trials: deque[tuple[RunningBatch, float]] = deque()
         """With the times since when they wait."""
         self._step_due = False
-        self._changed: set[str] = set()
-        """Models whose queue changed since the last step."""
-        self._depths: dict[str, tuple[int, int]] = {}
-        """By model: the depth of its queue, and the pixels of all queues, as its metrics have them."""
         self._progress: asyncio.Event | None = None
         """Set at the next change, where somebody waits for one."""
         self._failure: asyncio.Future[None] | None = None
@@ -106,13 +103,10 @@ class Dispatcher:
             job.reply(job, JobResult(refusal, 0.0, 0.0))
             return
         self._scheduler.arrived(self.executor.free, self._clock())
-        self._changed.add(job.shape.model)
 
     def cancel(self, key: JobKey) -> None:
         """Drop a job that still waits, without a reply. A job that runs is finished and replied to."""
-        job = self._queue.remove(key)
-        if job is not None:
-            self._changed.add(job.shape.model)
+        if self._queue.remove(key) is not None:
             self._step_soon()
 
     def step(self) -> None:
@@ -122,23 +116,17 @@ class Dispatcher:
         if self._failure is None or self._failure.done():
             return
         try:
-            replies = bool(self._ended)
-            while self._ended:
-                self._publish(*self._ended.popleft())
+            if self._ended:
+                while self._ended:
+                    self._publish(*self._ended.popleft())
+                if self._on_replies is not None:
+                    self._on_replies()
             if self._queue.images and (self.executor.free or self.executor.can_overlap):
                 self._refuse_late()
             while self.executor.free and (batch := self._schedule()) is not None:
                 self._forward(batch)
             if self.executor.can_overlap and not self.executor.free and self._queue.images:
                 self._overlap()
-            if replies and self._on_replies is not None:
-                self._on_replies()
-            for model in self._changed:
-                depth = self._queue.depth(model), self._queue.pixels
-                if depth != self._depths.get(model):
-                    self._depths[model] = depth
-                    self._metrics.queue(model, *depth)
-            self._changed.clear()
             if self._progress is not None:
                 self._progress.set()
                 self._progress = None
@@ -209,16 +197,12 @@ class Dispatcher:
         now_s = self._clock()
         if self._trials and (not queue.images or now_s - self._trials[0][1] >= TRIAL_WAIT_S):
             return self._trials.popleft()[0] if self._trials[0][0].lanes <= free else None
-        batch = self._scheduler.next(free, self._running, now_s)
-        if batch is not None:
-            self._changed.add(batch.jobs[0].shape.model)
-        return batch
+        return self._scheduler.next(free, self._running, now_s) if queue.images else None
 
     def _overlap(self) -> None:
         """Start a short batch beside the long ones that hold all lanes, where one waits."""
         batch = self._scheduler.overlapping(self._running, self._clock())
         if batch is not None:
-            self._changed.add(batch.jobs[0].shape.model)
             self._forward(batch)
 
     def _forward(self, batch: RunningBatch) -> None:
@@ -263,11 +247,8 @@ class Dispatcher:
             self._latency.record(shape, len(jobs), infer_s, output_pixels)
         part = 0.0 if batch.overlaps else batch.lanes / self.executor.lanes
         self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
-        last: dict[bytes, Job] = {}
+        last = {job.key[0]: job for job, output in zip(jobs, outputs, strict=True) if not isinstance(output, NotFinite)}
         """By front-end: its last job that has an output."""
-        for job, output in zip(jobs, outputs, strict=True):
-            if not isinstance(output, NotFinite):
-                last[job.key[0]] = job
         for job, output in zip(jobs, outputs, strict=True):
             if isinstance(output, NotFinite):
                 self._count_not_finite(job)
@@ -283,7 +264,6 @@ class Dispatcher:
     def _refuse_late(self) -> None:
         now_s = self._clock()
         for job, error in self.admission.remove_late():
-            self._changed.add(job.shape.model)
             self._reply(job, JobResult(error, now_s - job.enqueued_s, 0.0))
 
     def _end_trial(self, batch: RunningBatch, outputs: Outputs | Exception, seconds: float) -> None:

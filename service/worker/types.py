@@ -37,8 +37,7 @@ class Shape(NamedTuple):
         return self.height * self.width
 
 
-@dataclass(frozen=True, slots=True)
-class JobResult:
+class JobResult(NamedTuple):
     """What a job is answered with: its output or its error, and the seconds that it waited and ran.
 
     `batch_images` counts the images of its batch, itself included. `is_last`: of the outputs of its batch for one

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -91,7 +92,7 @@ def test_an_embedding_is_the_input_of_the_last_layer(backbone: str, precision: P
     alone = None
     for rows in (1, 2, 8):
         batch = batch_of(picture, rows)
-        params = (*batch.params[:-1], dataclasses.replace(REFERENCE_PARAMS, embed=True))
+        params = (*batch.params[:-1], msgspec.structs.replace(REFERENCE_PARAMS, embed=True))
         *labels, last = predictor.predict(dataclasses.replace(batch, params=params))
         assert isinstance(last, EmbedOutput)
         assert last.embedding.dtype == np.float32

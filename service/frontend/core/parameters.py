@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from model.model_name import MAX_LENGTH as MAX_MODEL_NAME
 from model.postprocess.masks import MaskFormat
@@ -188,7 +190,9 @@ def params_for(config: BundleConfig, params: QueryParams, classes: Sequence[str]
         )
     if not classes:
         return params
-    return replace(params, classes=tuple(sorted({_class_index(name, config.labels) for name in classes})))
+    return msgspec.structs.replace(
+        params, classes=tuple(sorted({_class_index(name, config.labels) for name in classes}))
+    )
 
 
 def _class_index(name: str, labels: Sequence[str]) -> int:

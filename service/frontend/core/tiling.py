@@ -9,9 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+
+import msgspec
 
 from model.bundle import BundleConfig
 from model.containers.header import Header
@@ -250,4 +252,4 @@ def window_params(params: QueryParams, task: Task) -> QueryParams:
     """The parameters of a window's job: what can be decided only of the whole picture is left open."""
     if task is Task.SEGMENT:
         return QueryParams(logits=True, threshold=params.threshold)
-    return replace(params, min_area=0)
+    return msgspec.structs.replace(params, min_area=0)

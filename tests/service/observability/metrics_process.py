@@ -58,6 +58,8 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
                 answer = metrics.stages[stage, task].add((seconds, None))
             case ["in_flight", images]:
                 answer = metrics.in_flight.inc(images)
+            case ["queue", images, pixels]:
+                answer = metrics.watch_queue(lambda _, waiting=images: waiting, lambda waiting=pixels: waiting)
             case [method, *arguments, dict() as named]:
                 answer = getattr(metrics, method)(*arguments, **named)
             case [method, *arguments]:

@@ -153,11 +153,12 @@ def test_a_lost_worker_leaves_no_readiness(tmp_path: Path) -> None:
         with metrics_process("worker-0", tmp_path) as worker:
             worker.do("add_model", "m", "classify")
             worker.do("model_ready", "m", {"ready": True})
-            worker.do("queue", "m", 4, 100)
+            worker.do("queue", 4, 100)
             worker.do("queue_limits", 256, 10**8)
             worker.do("batch", "m", 1, 0.1)
             worker.scrape()
             assert rest.scrape_all()("convmlp_model_ready", model="m") == 1
+            assert rest.scrape_all()("convmlp_queue_depth", model="m") == 4
             worker.kill()
         scrape = rest.scrape_all()
         for name in ("convmlp_model_ready", "convmlp_queue_depth", "convmlp_queue_limit"):

@@ -129,7 +129,7 @@ def select_outputs(config: BundleConfig, request: InferRequest, requested: Predi
         selected.append((output, wanted.binary))
     masks = DETECTION_MASKS in [output for output, _ in selected]
     levels = CONFIDENCE_MAP in [output for output, _ in selected]
-    params = replace(requested.params, top_k=top_k, masks=masks, confidence_map=levels)
+    params = msgspec.structs.replace(requested.params, top_k=top_k, masks=masks, confidence_map=levels)
     return OutputSelection(selected, params, requested.classes, requested.params.top_k, mask_format, requested.tiling)
 
 
