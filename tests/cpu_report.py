@@ -2,8 +2,8 @@
 
 FILE is JSON: `tests` and `fixtures` map names to seconds of processor time, user and system, of this process and of the
 processes that it waited for; `files` sums both by file. `forked` sums the processes of the fork server by command, with
-their number. `other` is the time of imports, collection and of the forked processes, `total` everything. A new service
-of a whole session counts in the test after which it ended.
+their number. `other` is the time of imports, of collection and of the forked processes. `total` is everything, and
+`system` the kernel's part of it. A new service of a whole session counts in the test after which it ended.
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class CpuReport:
             files[name.partition("::")[0]] += seconds
         report = {
             "total": total,
+            "system": sum(os.times()[1:4:2]),
             "other": total - sum(files.values()),
             "forked": self._by_command(),
             "files": largest_first(files),
