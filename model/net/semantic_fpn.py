@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.fpn import FPN
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
+from model.net.parts import of_each
 from model.spec import Postprocessing, SegmentPostSpec, odds_of_other_class
 from model.types import MAX_LOGITS, Batch, Geometry, LogitsArray, LogitsOutput, QueryParams, SegmentOutput, Size
 
@@ -113,6 +115,15 @@ def label_maps(
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """Of part of the pixels, for each class: how many have it, and the sum of their probabilities, (classes,)."""
+
+    counts: Tensor
+    sums: Tensor
+    finite: bool
+
+
 class _Pixels:
     """The label and confidence of each pixel of a picture, from some classes or some pixels at a time.
 
@@ -133,18 +144,26 @@ class _Pixels:
         self._sums = torch.zeros(classes, dtype=torch.float64, device=device)
         self._finite = True
 
-    def add(self, rows: slice, columns: slice, best: Tensor, total: Tensor) -> None:
+    def measure(self, rows: slice, columns: slice, best: Tensor, total: Tensor) -> _Measured:
         """Part of the pixels is decided: their highest logit, and the sum of exp(logit - highest) over all classes."""
-        self._finite &= bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
+        finite = bool(torch.stack(best.aminmax()).isfinite().all())  # NaN is both the least and the largest
         classes = self.labels[rows, columns].flatten().int()
         if self._odds is not None:
             total = (total - 1).mul_(self._odds[classes].view_as(total)).add_(1)
         probabilities = total.reciprocal()
-        counts = len(self._counts)
-        self._counts += torch.bincount(classes, minlength=counts)
-        self._sums += torch.bincount(classes, probabilities.flatten().double(), minlength=counts)
+        length = len(self._counts)
+        counts = torch.bincount(classes, minlength=length)
+        sums = torch.bincount(classes, probabilities.flatten().double(), minlength=length)
         if self.levels is not None:
             self.levels[rows, columns] = probabilities.mul_(255).round_().byte()
+        return _Measured(counts, sums, finite)
+
+    def add(self, parts: Iterable[_Measured]) -> None:
+        """In the same order each time, because the last bits of a sum depend on it."""
+        for one in parts:
+            self._counts += one.counts
+            self._sums += one.sums
+            self._finite &= one.finite
 
     def output(self) -> SegmentOutput:
         labels, counts = self.labels.cpu().numpy(), self._counts.cpu().numpy()
@@ -225,19 +244,24 @@ def _label_chunks(
     for chunk in logits.split(_chunk_classes(chunk_bytes // class_bytes), dim=1):
         at_input = _resize(_dense(chunk), (input_size.height, input_size.width))
         at_picture = _resize(at_input[..., : content.height, : content.width], size)[0]
-        for strip in strips:
-            scores, highest = at_picture[:, strip], best[strip]
-            before = highest.clone()
-            for offset, of_class in enumerate(scores):
-                # Strictly greater, so that of equal logits the lowest class index wins.
-                pixels.labels[strip].masked_fill_(of_class > highest, first + offset)
-                torch.maximum(highest, of_class, out=highest)
-            if first:  # the sum so far is relative to the highest logit so far
-                total[strip].mul_(before.sub_(highest).exp_())
-            total[strip].add_(scores.sub_(highest).exp_().sum(dim=0))
+        of_each(strips, partial(_label_strip, pixels.labels, at_picture, best, total, first), logits.device)
         first += chunk.shape[1]
-    for strip in strips:
-        pixels.add(strip, slice(None), best[strip], total[strip])
+    pixels.add(
+        of_each(strips, lambda strip: pixels.measure(strip, slice(None), best[strip], total[strip]), logits.device)
+    )
+
+
+def _label_strip(labels: Tensor, at_picture: Tensor, best: Tensor, total: Tensor, first: int, strip: slice) -> None:
+    """Compare the classes from `first` on with those before: `at_picture` (classes, H, W) has their logits."""
+    scores, highest = at_picture[:, strip], best[strip]
+    before = highest.clone()
+    for offset, of_class in enumerate(scores):
+        # Strictly greater, so that of equal logits the lowest class index wins.
+        labels[strip].masked_fill_(of_class > highest, first + offset)
+        torch.maximum(highest, of_class, out=highest)
+    if first:  # the sum so far is relative to the highest logit so far
+        total[strip].mul_(before.sub_(highest).exp_())
+    total[strip].add_(scores.sub_(highest).exp_().sum(dim=0))
 
 
 def _label_tiles(
@@ -253,19 +277,23 @@ def _label_tiles(
     count = max(1, tile_bytes // (4 * len(at_input)))
     wide = min(original.width, count)
     high = max(1, count // wide)
-    for left in range(0, original.width, wide):
+    tiles = [(left, top) for left in range(0, original.width, wide) for top in range(0, original.height, high)]
+
+    def label(tile: tuple[int, int]) -> _Measured:
+        left, top = tile
         columns = _Axis.of(content.width, original.width, left, wide, logits.device)
-        for top in range(0, original.height, high):
-            rows = _Axis.of(content.height, original.height, top, high, logits.device)
-            # First the axis after which less is left: a column of a million rows has few of the input's columns.
-            if len(rows.low) * content.width <= content.height * len(columns.low):
-                scores = columns.between_columns(rows.between_rows(at_input))
-            else:
-                scores = rows.between_rows(columns.between_columns(at_input))
-            best, classes = scores.max(dim=0)  # of equal ones the first
-            tile = (slice(top, top + high), slice(left, left + wide))
-            pixels.labels[tile] = classes.to(pixels.labels.dtype)
-            pixels.add(*tile, best, scores.sub_(best).exp_().sum(dim=0))
+        rows = _Axis.of(content.height, original.height, top, high, logits.device)
+        # First the axis after which less is left: a column of a million rows has few of the input's columns.
+        if len(rows.low) * content.width <= content.height * len(columns.low):
+            scores = columns.between_columns(rows.between_rows(at_input))
+        else:
+            scores = rows.between_rows(columns.between_columns(at_input))
+        best, classes = scores.max(dim=0)  # of equal ones the first
+        place = slice(top, top + high), slice(left, left + wide)
+        pixels.labels[place] = classes.to(pixels.labels.dtype)
+        return pixels.measure(*place, best, scores.sub_(best).exp_().sum(dim=0))
+
+    pixels.add(of_each(tiles, label, logits.device))
 
 
 @dataclass(frozen=True, slots=True)
