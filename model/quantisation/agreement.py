@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from model.bundle import BundleConfig
@@ -33,7 +33,7 @@ def batch_of(config: BundleConfig, model_input: ModelInput) -> Batch:
     """A batch of one input, with the parameters that answers are compared with."""
     params = reference_params(config.task)
     if config.task is Task.DETECT:
-        params = replace(params, score_threshold=MIN_SCORE, max_detections=MAX_DETECTIONS)
+        params = msgspec.structs.replace(params, score_threshold=MIN_SCORE, max_detections=MAX_DETECTIONS)
     return Batch(np.stack((model_input.pixels,)), (model_input.geometry,), (params,))
 
 
