@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Self
 
 import safetensors
 import safetensors.torch
@@ -110,6 +110,11 @@ class BundleMetadata:
     accuracy: Accuracy | None
     quantisation: Quantisation | None = None
     palette: Palette | None = None
+
+    @classmethod
+    def of(cls, config: BundleConfig) -> Self:
+        """Those of a bundle, to write it again with other weights."""
+        return cls(**{field.name: getattr(config, field.name) for field in fields(cls)})
 
     def config(self, reference: ReferenceAnswer | None, weights_sha256: str) -> BundleConfig:
         """The whole config. `reference` None: an empty one, which every answer passes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -179,17 +179,12 @@ def _write(
     network = build_network(config.architecture, len(config.labels))
     load_weights(network, bundle)
     set_integers(network, list(ranges), integers)
-    metadata = BundleMetadata(
+    metadata = replace(
+        BundleMetadata.of(config),
         name=name,
-        architecture=config.architecture,
-        labels=config.labels,
-        preprocessing=config.preprocessing,
-        postprocessing=config.postprocessing,
         precision="int8",
-        source=config.source,
         accuracy=None,  # it was measured with other weights
         quantisation=quantisation,
-        palette=config.palette,
     )
     return write_bundle(store, metadata, network, reference_answer, ranges)
 

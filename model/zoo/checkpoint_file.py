@@ -133,7 +133,7 @@ def _head(path: Path) -> bytes:
     except OSError as error:
         raise BundleInvalid(f"{path} cannot be read: {error.strerror}") from error
     if size == 0:
-        raise BundleInvalid(f"{path} is empty")
+        raise BundleInvalid(f"{path} is empty; copy or download it again")
     if size > MAX_BYTES:
         raise BundleInvalid(
             f"{path} has {size:,} bytes; the limit is {MAX_BYTES:,}; save the state dict without the optimizer's state"

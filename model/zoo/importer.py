@@ -384,11 +384,16 @@ def _refuse_int8(checkpoint: Checkpoint) -> None:
 
 def _check_finite(checkpoint: Checkpoint, precision: DtypeName) -> None:
     for name, tensor in checkpoint.tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.to(DTYPES[precision]).isfinite().all()):
+        if not tensor.is_floating_point() or bool(tensor.to(DTYPES[precision]).isfinite().all()):
+            continue
+        if bool(tensor.isfinite().all()):
             raise BundleInvalid(
-                f"{checkpoint.path}: {name} has values that are not finite in {precision}; "
-                "if they are too large for it, use fp32 or bf16"
+                f"{checkpoint.path}: {name} has values that are too large for {precision}; give --precision fp32 or "
+                "bf16"
             )
+        raise BundleInvalid(
+            f"{checkpoint.path}: {name} has NaN or infinity: the training diverged; import an earlier checkpoint of it"
+        )
 
 
 def published_metadata(entry: CatalogueEntry) -> BundleMetadata:

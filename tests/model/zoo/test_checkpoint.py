@@ -98,7 +98,7 @@ def test_a_pickled_module_is_refused(tmp_path: Path, zipped: bool, wrap: Callabl
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "is empty"),
+        (b"", "is empty; copy or download it again"),
         (b"<!DOCTYPE html><title>404</title>", "is an HTML or XML page"),
         (b"PK\x03\x04 and no more", "is truncated or corrupt"),
         (b"\x80", "is not a checkpoint"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from model.net.cpu.int8 import int8_accelerates
+from model.net.weights import write_bundle
+from model.predictor import reference_answer
 from service.cli.app import app
-from tests.model.tiny_models import tiny_bundle
+from tests.model.tiny_models import NUM_CLASSES, metadata, tiny_bundle, tiny_network
 
 pytestmark = pytest.mark.skipif(not int8_accelerates(), reason="this CPU has no instructions for products of bytes")
 
@@ -28,7 +31,9 @@ def test_a_model_is_quantised_with_a_folder_of_pictures(tmp_path: Path) -> None:
     for number in range(6):
         noise = Image.effect_noise((120, 90), 40 + 20 * number)
         Image.merge("RGB", (noise, noise.rotate(90), noise.rotate(180))).save(pictures / f"{number}.png")
-    tiny_bundle(store, "classifier")
+    palette = tuple((index, 0, 9) for index in range(NUM_CLASSES))
+    coloured = replace(metadata("classifier"), palette=palette)
+    write_bundle(store, coloured, tiny_network("classifier"), reference_answer)
     made = models(store, "quantize", "tiny", "--pictures", str(pictures), "--min-agreement", "0.5", "--allow")
     assert made.exit_code == 0, made.output
     assert "agreement with float32: top1 " in made.stdout
@@ -36,6 +41,7 @@ def test_a_model_is_quantised_with_a_folder_of_pictures(tmp_path: Path) -> None:
     assert "quantisation" in models(store, "show", "tiny_int8").stdout
     shown = json.loads(models(store, "show", "tiny_int8", "--json").stdout)
     assert (shown["precision"], shown["quantisation"]["pictures"]) == ("int8", 3)
+    assert shown["palette"] == [list(colour) for colour in palette]
     again = models(store, "quantize", "tiny", "--pictures", str(pictures))
     assert again.exit_code == 1
     assert "--force replaces it" in again.stderr
