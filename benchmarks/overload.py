@@ -2,7 +2,8 @@
 is true.
 
 A real front-end process and a real worker process. The limit is the device, which takes a fixed time for each image; or
-decoding, which does; or the CPU, with large pictures and an instant device. (Client and service share the machine's
+the device shared by three models that take unequal times, `mixture`; or decoding, which takes a fixed time; or the CPU,
+with large pictures and an instant device. (Client and service share the machine's
 cores, so where the CPU is the limit the capacity is less under overload than before it.) The capacity is measured with
 a closed loop; then requests arrive as a Poisson process of a multiple of it, whatever the service does.
 """
@@ -13,15 +14,17 @@ import argparse
 import asyncio
 import io
 import os
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -52,11 +55,27 @@ ROOT = Path(__file__).resolve().parent.parent
 LISTENING = re.compile(r"listening.*127\.0\.0\.1:(\d+)")
 DEVICE_S = "BENCH_OVERLOAD_DEVICE_S"
 DECODE_S = "BENCH_OVERLOAD_DECODE_S"
-"""Environment variables of the parts: seconds for an image, of the device and of a thread that decodes it."""
+"""Environment variables of the parts: seconds for an image, of the device by task as JSON, and of a thread that decodes
+it."""
 START_S = 60.0
 STOP_S = 10.0
-LIMITS = {"device": (0.02, 0.0, 320), "decode": (0.0, 0.02, 320), "cpu": (0.0, 0.0, 2400)}
-"""By what limits the service: seconds of the device and of decoding for an image, and the picture's width."""
+
+
+class Limit(NamedTuple):
+    """Seconds for an image, of the device by task and of decoding; and the picture's width."""
+
+    device_s: Mapping[Task, float]
+    decode_s: float = 0.0
+    width: int = 320
+
+
+LIMITS = {
+    "device": Limit({Task.CLASSIFY: 0.02}),
+    "mixture": Limit({Task.CLASSIFY: 0.005, Task.DETECT: 0.03, Task.SEGMENT: 0.025}),
+    "decode": Limit({Task.CLASSIFY: 0.0}, decode_s=0.02),
+    "cpu": Limit({Task.CLASSIFY: 0.0}, width=2400),
+}
+"""By what limits the service. Each task gets equally many requests."""
 CLIENTS = 16
 """Of the closed loop that measures the capacity."""
 GRACE_S = 5.0
@@ -66,10 +85,12 @@ log = structlog.get_logger(__name__)
 
 
 class TimedRunner(FakeRunner):
-    """Takes a fixed time for each image of a batch."""
+    """Takes a fixed time for each image of a batch, by its task."""
+
+    image_s = msgspec.json.decode(os.environ.get(DEVICE_S, "{}"), type=dict[Task, float])
 
     def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
-        time.sleep(float(os.environ[DEVICE_S]) * len(batch))
+        time.sleep(self.image_s[self.slots[slot].config.task] * len(batch))
         return super().run(slot, batch, lanes)
 
 
@@ -114,6 +135,7 @@ class Report(msgspec.Struct, frozen=True):
 def measure(limit: str, factor: float, seconds: float, timeout_ms: int) -> Report:
     """Start the service, measure it and end it."""
     device_s, decode_s, width = LIMITS[limit]
+    tasks = tuple(device_s)
     with tempfile.TemporaryDirectory(prefix="bench-overload-") as name:
         folder = Path(name)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")} | {
@@ -122,7 +144,7 @@ def measure(limit: str, factor: float, seconds: float, timeout_ms: int) -> Repor
             "CONVMLP_ACCESS_LOG": "false",
             "CONVMLP_PREPARE_THREADS": "1",
             "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "client"))),
-            DEVICE_S: str(device_s),
+            DEVICE_S: msgspec.json.encode(device_s).decode(),
             DECODE_S: str(decode_s),
         }
         children = [
@@ -131,7 +153,7 @@ def measure(limit: str, factor: float, seconds: float, timeout_ms: int) -> Repor
         ]
         try:
             port = _port(folder / "rest.log", children)
-            return asyncio.run(_measure(limit, port, picture(width), factor, seconds, timeout_ms))
+            return asyncio.run(_measure(limit, port, tasks, picture(width), factor, seconds, timeout_ms))
         finally:
             for child in children:
                 child.terminate()
@@ -152,16 +174,19 @@ def picture(width: int) -> bytes:
     return file.getvalue()
 
 
-async def _measure(limit: str, port: int, image: bytes, factor: float, seconds: float, timeout_ms: int) -> Report:
+async def _measure(
+    limit: str, port: int, tasks: Sequence[Task], image: bytes, factor: float, seconds: float, timeout_ms: int
+) -> Report:
     ended: list[Ended] = []
     headers = {"Content-Type": "image/jpeg", "X-Request-Timeout-Ms": str(timeout_ms)}
-    request = request_bytes("POST", f"127.0.0.1:{port}", "/classify", headers, image)
+    requests = [request_bytes("POST", f"127.0.0.1:{port}", f"/{task.value}", headers, image) for task in tasks]
+    draw = random.Random(0)
     async with Connections("127.0.0.1", port) as connections:
 
         async def send(_: int) -> Outcome:
             sent_s = time.monotonic()
             try:
-                response = await connections.request(request, timeout_ms / 1000 + GRACE_S)
+                response = await connections.request(draw.choice(requests), timeout_ms / 1000 + GRACE_S)
             except (ConnectionBroken, TimeoutError) as error:
                 ended.append(Ended(sent_s, time.monotonic(), 0, 0.0))
                 return Outcome(Status.FAILED, str(error))
@@ -248,10 +273,10 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
 
 
 async def _worker(settings: Settings, stop: asyncio.Event) -> int:
-    bundle = fake_bundle(Task.CLASSIFY)
-    metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: bundle.config.task.value})
+    bundles = [fake_bundle(task) for task in TimedRunner.image_s]
+    metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: bundle.config.task.value for bundle in bundles})
     async with WorkerEndpoint(settings.worker_address[0]) as endpoint:
-        await Worker([bundle], lambda _: TimedRunner(), settings, metrics).run(endpoint, stop)
+        await Worker(bundles, lambda _: TimedRunner(), settings, metrics).run(endpoint, stop)
     return 0
 
 
