@@ -44,7 +44,7 @@ PARTS: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 """The processes: each one's module and its arguments."""
 OWN_TIMERS = frozenset({"service/observability/event_loop.py"})
-"""Files of what a process does ten times a second, with and without requests."""
+"""Files of what a process does by the clock, with and without requests."""
 MODEL = "fake_classify"
 """The model of the worker of `benchmarks.noop`."""
 CONTROL_FD = "BENCH_PATH_CONTROL_FD"
@@ -134,7 +134,7 @@ class Servers:
         calls: list[Call] = []
         for control in self._controls:
             control.send("stop")
-            calls += [call for call in control.recv() if call.file not in OWN_TIMERS]
+            calls += without_timers(control.recv())
         return calls
 
     def close(self) -> None:
@@ -255,6 +255,18 @@ def _servers(folder: Path) -> Iterator[Servers]:
         yield servers
     finally:
         servers.close()
+
+
+def without_timers(calls: Sequence[Call]) -> Iterator[Call]:
+    """The calls of one process without those of `OWN_TIMERS`, and those that they make."""
+    below: dict[str, int] = {}  # by thread, the depth of a timer's call that may still run
+    for call in calls:
+        if call.depth <= below.get(call.thread, call.depth):
+            below.pop(call.thread, None)
+            if call.file in OWN_TIMERS:
+                below[call.thread] = call.depth
+            else:
+                yield call
 
 
 def typical(traces: Sequence[Sequence[Call]]) -> Sequence[Call]:

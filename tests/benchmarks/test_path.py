@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.calls import Call, Counts, count, listing
-from benchmarks.path import REST, WORKER, trace, typical
+from benchmarks.path import REST, WORKER, trace, typical, without_timers
 
 MADE = """
 import asyncio
@@ -48,6 +48,24 @@ print(json.dumps(recorder.stop()))
 
 def call(name: str, file: str = "service/a.py", thread: str = "main", depth: int = 0, *, resumed: bool = False) -> Call:
     return Call("rest", thread, file, 1, name, depth, resumed)
+
+
+def test_what_a_timer_does_is_no_part_of_a_request() -> None:
+    """A timer's call is left out with all that it calls in its thread, and with nothing else."""
+    timer = "service/observability/event_loop.py"
+    calls = [
+        call("before", depth=2),
+        call("watch", timer, depth=2, resumed=True),
+        call("report", depth=3),
+        call("other", thread="second", depth=5),
+        call("count", depth=4),
+        call("after", depth=2),
+        call("deeper", depth=3),
+        call("watch", timer, depth=2, resumed=True),
+        call("watch", timer, depth=2, resumed=True),
+        call("last", depth=1),
+    ]
+    assert [one.name for one in without_timers(calls)] == ["before", "other", "after", "deeper", "last"]
 
 
 def test_changes_of_file_are_counted_in_each_thread() -> None:

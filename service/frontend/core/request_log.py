@@ -142,7 +142,7 @@ class RequestRecord(msgspec.Struct, eq=False):
             if self.status == "OK":
                 self.status = "CANCELLED" if self.outcome == CANCELLED else "UNKNOWN"
         try:
-            total_s = self.finish()
+            total_s = self.finish() if self.total_s is None else self.total_s
             if self.event:
                 self._write(total_s)
             if self.span is not None:

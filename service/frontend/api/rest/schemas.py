@@ -161,11 +161,9 @@ def encode_output(mask_format: MaskFormat, raw: RawOutput, config: BundleConfig,
         assert not isinstance(result, ClassifyResult)
         return encode_result(result, mask_format)
     # Labels are encoded straight from the arrays; `postprocess` would make an object for each in between.
-    labels = config.labels
-    items = [
-        LabelItem(labels[index], index, float(f"{score:.6g}"))
-        for index, score in zip(raw.indices.tolist(), raw.scores.tolist(), strict=True)
-    ]
+    items, labels = [], config.labels
+    for index, score in zip(raw.indices.tolist(), raw.scores.tolist(), strict=True):
+        items.append(LabelItem(labels[index], index, float(f"{score:.6g}")))
     return msgspec.json.encode(Classification(ImageSize(size.width, size.height), items))
 
 

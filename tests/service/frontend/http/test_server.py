@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -287,6 +288,7 @@ async def test_uvicorn_has_the_private_parts_in_use() -> None:
             happened=connection.disconnect.happened,
             send=send == cycle.send,
             on_response=cycle.on_response == connection.on_response_complete,
+            queue=(connection.pipeline.copy(), connection.timeout_keep_alive_task),
             transport=cycle.transport is connection.transport,
             kept=cycle.keep_alive,
             more=type(cycle.more_body),
@@ -307,6 +309,7 @@ async def test_uvicorn_has_the_private_parts_in_use() -> None:
         "happened": False,
         "send": True,
         "on_response": True,
+        "queue": (deque(), None),
         "transport": True,
         "kept": True,
         "more": bool,
