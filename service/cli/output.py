@@ -8,6 +8,7 @@ before Ctrl-C.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
@@ -209,7 +210,7 @@ async def _predict_each(
                     outcome = await task
                     if isinstance(outcome, FATAL):
                         if not printed:
-                            print_error(outcome.detail)
+                            print_error(_with_wait(outcome))
                         printed = True
                     elif isinstance(outcome, ConvMLPError):
                         print_error(f"{image.name}: {outcome.detail}")
@@ -219,3 +220,10 @@ async def _predict_each(
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _with_wait(error: ConvMLPError) -> str:
+    """An error's text; of a service that starts or ends also when to try again."""
+    if isinstance(error, Unavailable):
+        return f"{error.detail}; try again in {math.ceil(error.retry_after_s)} s"
+    return error.detail

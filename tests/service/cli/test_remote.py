@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
 
@@ -235,6 +237,25 @@ async def test_no_service_is_an_error(files: list[str]) -> None:
 )
 async def test_another_server_is_an_error(files: list[str], answer: bytes) -> None:
     """If another program listens there, the error is one line, and stdout is empty."""
+    async with answering(answer) as there:
+        ran = await convmlp("classify", files[0], "--json", "--url", there)
+    assert (ran.status, ran.out) == (1, b"")
+    assert len(ran.err.splitlines()) == 1
+    assert there in ran.err
+
+
+async def test_a_service_that_starts_names_a_time(files: list[str]) -> None:
+    """If it asks for a longer wait than the command takes, the error is its own, with that time."""
+    problem = b'{"type":"/problems/unavailable","detail":"the worker is loading its models","status":503}'
+    head = b"HTTP/1.1 503 Busy\r\nretry-after: 40\r\ncontent-type: application/problem+json\r\n"
+    async with answering(head + b"content-length: %d\r\n\r\n%s" % (len(problem), problem)) as there:
+        ran = await convmlp("classify", *files, "--url", there)
+    assert (ran.status, ran.err) == (1, "convmlp: the worker is loading its models; try again in 40 s\n")
+
+
+@asynccontextmanager
+async def answering(answer: bytes) -> AsyncIterator[str]:
+    """The URL of a server that answers each request so."""
 
     async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -242,11 +263,7 @@ async def test_another_server_is_an_error(files: list[str], answer: bytes) -> No
         writer.close()
 
     async with await asyncio.start_server(reply, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        ran = await convmlp("classify", files[0], "--json", "--url", f"http://127.0.0.1:{port}")
-    assert (ran.status, ran.out) == (1, b"")
-    assert len(ran.err.splitlines()) == 1
-    assert f"http://127.0.0.1:{port}" in ran.err
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def test_calling_a_service_imports_no_torch(rest: Rest, files: list[str]) -> None:
