@@ -249,8 +249,11 @@ class Dispatcher:
             self._latency.record(shape, len(jobs), infer_s, output_pixels)
         part = 0.0 if batch.overlaps else batch.lanes / self.executor.lanes
         self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
-        last = {job.key[0]: job for job, output in zip(jobs, outputs, strict=True) if not isinstance(output, NotFinite)}
+        last: dict[bytes, Job] = {}
         """By front-end: its last job that has an output."""
+        for job, output in zip(jobs, outputs, strict=True):
+            if not isinstance(output, NotFinite):
+                last[job.key[0]] = job
         for job, output in zip(jobs, outputs, strict=True):
             if isinstance(output, NotFinite):
                 self._count_not_finite(job)
