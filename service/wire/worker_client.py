@@ -189,16 +189,25 @@ class WorkerClient:
         job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
         predict = Predict(job, request_id, model, version, height, width, geometry, params, budget_s, *trace)
         forecast = self._forecasts.get(version) or self.forecast(version)
+        future = self._expect(self._answers, job, budget_s)
+        if not self._posted:
+            asyncio.get_running_loop().call_soon(self._send_posted)
+        self._posted[job] = predict, model_input.pixels.data
         forecast.sent()
         self._pixels += pixels
         estimate: WaitEstimate | None = None
         try:
-            answer = await self._request(self._answers, predict, model_input.pixels.data)
+            answer = await future
             estimate = answer.estimate
             return answer
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
         finally:
             self._pixels -= pixels
             forecast.ended(budget_s, estimate)
+            del self._answers[job]
+            self._deadlines.pending.pop(job, None)
 
     async def repository(self, deadline_s: float) -> tuple[StoredModel, ...]:
         """The models that the worker has on disk or serves. Raises as `change`."""
@@ -217,7 +226,19 @@ class WorkerClient:
             Unavailable: there is no worker, or it was lost meanwhile.
             ModelNotFound, ModelInvalid, BadParameter, Forbidden, Overloaded, Internal: what the worker answered.
         """
-        return await self._request(self._stores, request(next(self._job_numbers), deadline_s - time.monotonic()))
+        job, budget_s = next(self._job_numbers), deadline_s - time.monotonic()
+        future = self._expect(self._stores, job, budget_s)
+        try:
+            self._link.send(encode(request(job, budget_s)))
+            return await future
+        except NotSent:
+            raise Unavailable(NO_WORKER, self._recovery.left_s()) from None
+        except asyncio.CancelledError:
+            self._cancel(job)
+            raise
+        finally:
+            del self._stores[job]
+            self._deadlines.pending.pop(job, None)
 
     async def wait_for_state(self) -> None:
         """Wait until a worker has sent its first State."""
@@ -255,43 +276,23 @@ class WorkerClient:
         estimate of its own backlog in seconds, from all front-ends."""
         return self._pixels, self._state.retry_after_s if self._state else 0.0
 
-    async def _request(
-        self, pending: dict[int, asyncio.Future[T]], request: Predict | ControlRequest, pixels: memoryview | None = None
-    ) -> T:
-        """Send a message about a job and wait for its answer. A Predict has its input's pixels.
+    def _expect(self, pending: dict[int, asyncio.Future[T]], job: int, budget_s: float) -> asyncio.Future[T]:
+        """The future of a job that is about to be sent, until it is removed from `pending`.
 
         Raises:
-            DeadlineExceeded: no answer came within its `budget_s`.
-            Unavailable: there is no worker, or it was lost meanwhile, or it speaks another protocol.
-            ConvMLPError: what the job was settled with.
+            DeadlineExceeded: there is no time for it.
+            Unavailable: there is no worker, or it speaks another protocol.
         """
-        job, budget_s = request.job, request.budget_s
         if budget_s <= 0:
             raise DeadlineExceeded("timed out before the request was sent to the worker")
         if self._state is None:  # a lost connection takes messages for a moment still, and drops them
             raise Unavailable(self._mismatch or NO_WORKER, self._recovery.left_s())
-        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        pending[job] = future
+        future = pending[job] = asyncio.get_running_loop().create_future()
         deadline_s = time.monotonic() + budget_s
         self._deadlines.pending[job] = deadline_s
         if deadline_s < self._deadlines.next_s:
             self._deadlines.wake_at(deadline_s)
-        try:
-            if not isinstance(request, Predict):
-                self._link.send(encode(request))
-            elif pixels is not None:
-                if not self._posted:
-                    asyncio.get_running_loop().call_soon(self._send_posted)
-                self._posted[job] = request, pixels
-            return await future
-        except NotSent:
-            raise Unavailable(NO_WORKER, self._recovery.left_s()) from None
-        except asyncio.CancelledError:
-            self._cancel(job)
-            raise
-        finally:
-            self._deadlines.pending.pop(job, None)
-            del pending[job]
+        return future
 
     def _send_posted(self) -> None:
         posted, self._posted = list(self._posted.values()), {}

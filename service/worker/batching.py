@@ -148,7 +148,10 @@ class BatchSizeLimits:
     def useful_lanes(self, shape: Shape, most: int) -> int:
         """The lanes that make a batch of a shape faster: as measured, `most` where that was not measured, or for inputs
         of more than twice the pixels, in whose layers the lanes have more to share."""
-        lanes, pixels = self._lanes.get(shape.slot, (most, shape.pixels))
+        measured = self._lanes.get(shape.slot)
+        if measured is None:
+            return most
+        lanes, pixels = measured
         return most if shape.pixels > 2 * pixels else min(lanes, most)
 
     def halve(self, shape: Shape, images: int) -> int:

@@ -122,7 +122,9 @@ class Dispatcher:
                 if self._on_replies is not None:
                     self._on_replies()
             if self._queue.images and (self.executor.free or self.executor.can_overlap):
-                self._refuse_late()
+                now_s = self._clock()
+                for job, error in self.admission.remove_late():
+                    self._reply(job, JobResult(error, now_s - job.enqueued_s, 0.0))
             while self.executor.free and (batch := self._schedule()) is not None:
                 self._forward(batch)
             if self.executor.can_overlap and not self.executor.free and self._queue.images:
@@ -247,8 +249,11 @@ class Dispatcher:
             self._latency.record(shape, len(jobs), infer_s, output_pixels)
         part = 0.0 if batch.overlaps else batch.lanes / self.executor.lanes
         self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
-        last = {job.key[0]: job for job, output in zip(jobs, outputs, strict=True) if not isinstance(output, NotFinite)}
+        last: dict[bytes, Job] = {}
         """By front-end: its last job that has an output."""
+        for job, output in zip(jobs, outputs, strict=True):
+            if not isinstance(output, NotFinite):
+                last[job.key[0]] = job
         for job, output in zip(jobs, outputs, strict=True):
             if isinstance(output, NotFinite):
                 self._count_not_finite(job)
@@ -260,11 +265,6 @@ class Dispatcher:
         log.error("output is not finite", model=job.shape.model, request_id=job.request_id)
         if job.request_id and self._on_not_finite is not None:  # else it is a self-check, which sees for itself
             self._on_not_finite()
-
-    def _refuse_late(self) -> None:
-        now_s = self._clock()
-        for job, error in self.admission.remove_late():
-            self._reply(job, JobResult(error, now_s - job.enqueued_s, 0.0))
 
     def _end_trial(self, batch: RunningBatch, outputs: Outputs | Exception, seconds: float) -> None:
         if batch.lanes == 1 and not isinstance(outputs, Exception):
