@@ -1,4 +1,4 @@
-"""How much faster networks are with the compiled layers of `model/net/cpu/kernels.c` than with torch's.
+"""How much faster networks are with the compiled layers of `model/net/cpu/kernels.c` than with torch's and oneDNN's.
 
     python -m benchmarks.rows [--batches 1,4,8] [--rounds 9] [--models cmt_ti,convmlp_pets_breed] [--precision bf16]
 

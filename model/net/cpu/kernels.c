@@ -1,8 +1,9 @@
 /* What lies between a network's matrix products, in one pass each, with AVX-512: layer norms, softmax, a scale and a
- * shift by channel, and rounding to bytes. torch takes several passes, or leaves narrow rows to scalar code.
+ * shift by channel, and rounding to bytes. torch takes several passes, or leaves narrow rows to scalar code. linear.h has
+ * linear layers with what follows them.
  *
  * Numbers are read as bfloat16 and written as that or as uint8; in between they are float32. A row is computed the same
- * way wherever it stands, so that an answer does not depend on the batch. One thread computes: these
+ * way wherever it stands, so that an answer does not depend on the batch. One thread computes all but linear layers: the
  * passes are short, and their callers run side by side.
  */
 #define PY_SSIZE_T_CLEAN
