@@ -199,6 +199,8 @@ class FakeRunner:
     bundles: Sequence[Bundle] = ()
     """The models in the slots of their names from the start."""
     unblocked: threading.Event = field(default_factory=threading.Event)
+    held: threading.Event = field(default_factory=threading.Event)
+    """See `block`."""
     reading: threading.Event = field(default_factory=threading.Event)
     """Clearing it holds every model that is being read from disk."""
     memory_images: int | None = None
@@ -257,6 +259,11 @@ class FakeRunner:
     def max_lanes_per_batch(self) -> int:
         return self.lanes
 
+    def block(self) -> threading.Event:
+        """Block the device until `unblocked` is set; the event that its next batch has begun, and is held."""
+        self.held, self.unblocked = threading.Event(), threading.Event()
+        return self.held
+
     def block_after(self, batches: int) -> None:
         """Block the device while it computes the last of so many more batches: the next one waits for `unblocked`."""
         last = len(self.batches) + batches
@@ -312,7 +319,10 @@ class FakeRunner:
 
     def _answer(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
         config = self.slots[slot].config
-        assert self.unblocked.wait(HELD_S), "a test left the device blocked"
+        unblocked, held = self.unblocked, self.held  # in this order: `block` sets them in the other
+        if not unblocked.is_set():
+            held.set()
+        assert unblocked.wait(HELD_S), "a test left the device blocked"
         self.levels.of_batch = [int(row.mean()) for row in batch.pixels]
         if self.takes is not None:
             self.takes(config.name, len(batch), lanes)

@@ -205,9 +205,8 @@ async def test_each_image_of_a_request_has_its_span(service: Traced) -> None:
 async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
     """Requests of both transports that shared the device link to one batch, which links to each of them."""
     runner = service.worker.runner
-    runner.unblocked.clear()
+    held = runner.block()
     callers = [caller_trace() for _ in range(4)]
-    before = len(runner.batches)
 
     async def ask(at: int, caller: CallerTrace) -> None:
         if at < 2:
@@ -217,7 +216,7 @@ async def test_a_batch_is_linked_with_all_its_requests(service: Traced) -> None:
 
     try:
         # A self-check holds the device, and there is one at a time: the requests below wait together.
-        await until(lambda: len(runner.batches) > before)
+        await until(held.is_set)
         asking = [asyncio.create_task(ask(at, caller)) for at, caller in enumerate(callers)]
         await until_waiting(service, len(callers))
     finally:
@@ -322,11 +321,10 @@ async def test_a_deadline_that_passes_in_the_queue_is_in_the_spans(service: Trac
 async def test_a_caller_that_leaves_is_no_failure_of_the_service(service: Traced) -> None:
     """The trace of a caller that disconnects ends as cancelled, without an error."""
     runner = service.worker.runner
-    runner.unblocked.clear()
+    held = runner.block()
     caller = caller_trace()
-    before = len(runner.batches)
     try:
-        await until(lambda: len(runner.batches) > before)  # a self-check holds the device
+        await until(held.is_set)  # a self-check holds the device
         asking = asyncio.create_task(service.http.post("/classify", content=picture(9), headers=caller.headers))
         await until_waiting(service, 1)
         asking.cancel()
