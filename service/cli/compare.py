@@ -291,13 +291,15 @@ async def _predicted(sample: Sample, backends: Sequence[Backend], logs: Logs | N
     missing = [at for at in range(len(backends)) if at not in found]
     if missing:
         image = await asyncio.to_thread(read_picture, sample.path)
-        predicted = await asyncio.gather(*(backends[at].predict(image) for at in missing), return_exceptions=True)
-        for at, result in zip(missing, predicted, strict=True):
-            if isinstance(result, BaseException):
-                raise result
-            found[at] = result
+
+        async def predict(at: int) -> None:
+            found[at] = result = await backends[at].predict(image)
             if logs is not None:
                 logs[at].append(sample.name, result)
+
+        for error in await asyncio.gather(*map(predict, missing), return_exceptions=True):
+            if error is not None:
+                raise error
     return [found[at] for at in range(len(backends))]
 
 

@@ -119,7 +119,7 @@ def test_segments_are_chosen_over_each_transport(service: RunningService, transp
         ("/segment?min_area=-1", "expected a whole number"),
         ("/segment?iou_threshold=0.5", "does not belong to /segment"),
         ("/classify?classes=cat", "does not belong to /classify"),
-        ("/segment?view=heat", "one of labelmap, confidence"),
+        ("/segment?view=heat", "one of labelmap, colors, confidence"),
     ],
 )
 def test_a_wrong_choice_is_named(service: RunningService, path: str, expected: str) -> None:

@@ -18,7 +18,7 @@ def test_added_fields_with_defaults_leave_versions_as_they_were() -> None:
     for part, defaults in added.items():
         assert {name: document[part].pop(name) for name in defaults} == defaults
     document["accuracy"] = None  # figures are not part of it
-    assert document.pop("quantisation") is None
+    assert [document.pop(name) for name in ("quantisation", "palette")] == [None, None]
     text = json.dumps(document, separators=(",", ":"), ensure_ascii=False)
     assert config.version == hashlib.sha256(text.encode()).hexdigest()[:16]
     # A config without the fields, as bundles of former versions have it, is the same one.
