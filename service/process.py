@@ -101,21 +101,26 @@ def run_process(
 
 
 class CannotListen(Exception):
-    """A port cannot be used."""
+    """A port, which a flag of the command gives, cannot be used."""
 
-    def __init__(self, port: int, reason: str) -> None:
-        super().__init__(f"port {port}: {reason}")
+    def __init__(self, flag: str, port: int, error: OSError) -> None:
+        # asyncio puts words of its own before the system's.
+        self.reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
+        super().__init__(f"port {port}: {self.reason}")
         self.port = port
-        self.reason = reason
+        self.remedy = f"free the port, or give another {flag} or --host"
+
+    def log(self, host: str) -> None:
+        log.error("cannot listen", host=host, port=self.port, error=self.reason, remedy=self.remedy)
 
 
 @contextlib.contextmanager
-def port_errors(port: int) -> Iterator[None]:
+def port_errors(flag: str, port: int) -> Iterator[None]:
     """Turns an OSError inside the context into CannotListen."""
     try:
         yield
     except OSError as error:
-        raise CannotListen(port, error.strerror or str(error)) from error
+        raise CannotListen(flag, port, error) from error
 
 
 def open_listener(host: str, port: int) -> socket.socket:

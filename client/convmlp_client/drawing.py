@@ -187,7 +187,7 @@ class Style:
 
 
 def label_colour(label: str) -> Colour:
-    """The colour of a label, in any case: the same in every image, and for every model without a palette and task."""
+    """The colour of a label, in any case: the same in every image and task, for every model without a palette."""
     digest = hashlib.blake2b(label.casefold().encode(errors="replace"), digest_size=5).digest()
     hue = int.from_bytes(digest[:4]) / 2**32
     saturation, value = ((0.85, 1.0), (0.65, 0.85), (1.0, 0.7))[digest[4] % 3]

@@ -101,7 +101,7 @@ def create_rpc(
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
         inherited = inherited_socket()
-        with port_errors(settings.grpc_port):
+        with port_errors("--grpc-port", settings.grpc_port):
             held = inherited or hold_port(settings.host, settings.grpc_port)
         files = certificate_files(settings, "grpc")
         with open_tracing(settings, "grpc") as tracing:
@@ -111,7 +111,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
                 with metrics:
                     await _serve_at(held, front_end, files, settings, stop, tracing)
     except CannotListen as error:
-        log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
+        error.log(settings.host)
     except InvalidCertificates as error:
         log.error("cannot use the TLS certificates", error=str(error))
     except InvalidKeysFile as error:
@@ -134,7 +134,7 @@ async def _serve_at(
     tracing: Tracing,
 ) -> None:
     rpc = create_rpc(front_end.engine, front_end.auth, settings, front_end.metrics, tracing=tracing)
-    with port_errors(held.getsockname()[1]):
+    with port_errors("--grpc-port", held.getsockname()[1]):
         address = listen_at(rpc.server, held, files)
     await rpc.server.start()
     log.info("listening", address=address, tls=files is not None)
@@ -144,7 +144,7 @@ async def _serve_at(
 @contextlib.contextmanager
 def serving_metrics(registry: CollectorRegistry, settings: Settings) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
-        with port_errors(settings.grpc_metrics_port):
+        with port_errors("--grpc-metrics-port", settings.grpc_metrics_port):
             port = stack.enter_context(metrics_server(registry, settings.host, settings.grpc_metrics_port))
         log.info("serving metrics", url=f"http://{host_port(settings.host, port)}/metrics")
         yield

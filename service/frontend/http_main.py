@@ -54,7 +54,16 @@ from service.frontend.http.protocol import HttpService
 from service.frontend.http.server import ProbesOnly, serve
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING, Tracing, TracingUnavailable, open_tracing
-from service.process import EXIT_CONFIG, address_of, connection_limit, inherited_socket, open_listener, run_process
+from service.process import (
+    EXIT_CONFIG,
+    CannotListen,
+    address_of,
+    connection_limit,
+    inherited_socket,
+    open_listener,
+    port_errors,
+    run_process,
+)
 from service.settings import Settings
 from service.wire.curve import InsecureWire
 
@@ -242,9 +251,10 @@ class RestApplication:
 
 async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     try:
-        listener = inherited_socket() or open_listener(settings.host, settings.http_port)
-    except OSError as error:
-        log.error("cannot listen", host=settings.host, port=settings.http_port, error=error.strerror)
+        with port_errors("--http-port", settings.http_port):
+            listener = inherited_socket() or open_listener(settings.host, settings.http_port)
+    except CannotListen as error:
+        error.log(settings.host)
         return EXIT_CONFIG
     try:
         with open_tracing(settings, "rest") as tracing:

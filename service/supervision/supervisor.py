@@ -26,7 +26,7 @@ from service.frontend.core.tls import (
 )
 from service.observability.exposition import open_metrics
 from service.observability.metrics import METRICS_DIR, SupervisorMetrics
-from service.process import EXIT_CONFIG, address_of, hold_port, open_listener, run_process
+from service.process import EXIT_CONFIG, CannotListen, address_of, hold_port, open_listener, port_errors, run_process
 from service.settings import Settings
 from service.supervision.child import Child, ChildSpec, Loss, Misconfigured, StartProcess, start_process
 from service.supervision.placement import Unplaceable, count_cuda_devices, place_workers
@@ -64,14 +64,12 @@ async def _supervise(settings: Settings, stop: asyncio.Event, start: StartProces
         addresses = [worker.worker_address[0] for worker in workers]
         settings = settings.with_changes(worker_address=addresses)
         try:
-            flag, port = "--http-port", settings.http_port
-            http = stack.enter_context(open_listener(settings.host, port))
-            flag, port = "--grpc-port", settings.grpc_port
-            grpc = stack.enter_context(hold_port(settings.host, port))
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else error.strerror  # without asyncio's own words
-            remedy = f"free the port, or give another {flag} or --host"
-            log.error("cannot listen", host=settings.host, port=port, error=reason, remedy=remedy)
+            with port_errors("--http-port", settings.http_port):
+                http = stack.enter_context(open_listener(settings.host, settings.http_port))
+            with port_errors("--grpc-port", settings.grpc_port):
+                grpc = stack.enter_context(hold_port(settings.host, settings.grpc_port))
+        except CannotListen as error:
+            error.log(settings.host)
             return EXIT_CONFIG
         return await _supervise_at(http, grpc, settings, workers, folder, stop, start)
 

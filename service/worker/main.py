@@ -50,7 +50,7 @@ async def _serve(settings: Settings, stop: asyncio.Event) -> int:
     except* CannotListen as errors:
         error = _first(errors)
         assert isinstance(error, CannotListen)
-        log.error("cannot listen", host=settings.host, port=error.port, error=error.reason)
+        error.log(settings.host)
         status = EXIT_CONFIG
     except* (WorkerWedged, DeviceLost) as errors:
         log.critical("the device does not answer", error=str(_first(errors)))
@@ -87,7 +87,7 @@ async def serve_worker(
 
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(open_metrics(registry))
-        with port_errors(settings.worker_metrics_port):
+        with port_errors("--worker-metrics-port", settings.worker_metrics_port):
             server = metrics_server(shared.of_one(), settings.host, settings.worker_metrics_port)
             metrics_port = stack.enter_context(server)
         log.info(

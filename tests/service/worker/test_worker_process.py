@@ -192,10 +192,11 @@ async def test_a_worker_killed_during_a_load_fails_it_at_once(tmp_path: Path) ->
 
 
 def test_a_metrics_port_in_use_is_a_clear_error(tmp_path: Path) -> None:
-    """The error names the port, and the exit status means a wrong configuration, which no restart mends."""
+    """The error names port and flag, and the exit status means a wrong configuration, which no restart mends."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         flags = ("--models", BREED, "--worker-address", f"ipc://{tmp_path}/worker", "--worker-metrics-port", str(port))
         with started("worker", *flags) as process:
-            assert process.wait_for("cannot listen")["port"] == port
+            line = process.wait_for("cannot listen")
+            assert (line["port"], "another --worker-metrics-port " in str(line["remedy"])) == (port, True)
             assert process.process.wait(60) == EXIT_CONFIG

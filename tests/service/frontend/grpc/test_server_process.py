@@ -89,11 +89,12 @@ async def test_its_port_is_its_own() -> None:
 
 @pytest.mark.parametrize("setting", ["--grpc-port", "--grpc-metrics-port"])
 def test_a_port_in_use_is_a_clear_error(setting: str) -> None:
-    """The error names the port, and the exit status means a wrong configuration."""
+    """The error names port and flag, and the exit status means a wrong configuration."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with started("grpc", "--worker-address", "ipc:///nobody", *FREE_PORTS, setting, str(port)) as process:
-            assert process.wait_for("cannot listen")["port"] == port
+            line = process.wait_for("cannot listen")
+            assert (line["port"], f"another {setting} " in str(line["remedy"])) == (port, True)
             assert process.process.wait(60) == EXIT_CONFIG
 
 
