@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_group
 
-from service.cli.console import print_error
+from service.cli.console import print_error, print_output
 from service.cli.environment import unknown_variables
 from service.cli.flags import flags_without_effect, settings_of_flags
 from service.cli.part_command import PartCommand
@@ -174,7 +174,7 @@ def _print_version(given: bool) -> None:
     if given:
         from importlib.metadata import version
 
-        typer.echo(f"convmlp {version('convmlp-serving')}")
+        print_output(f"convmlp {version('convmlp-serving')}")
         raise typer.Exit
 
 

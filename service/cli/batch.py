@@ -16,7 +16,7 @@ import typer
 from model.errors import ConvMLPError
 from model.types import Task
 from service.batch.sinks import OutputFormat
-from service.cli.console import counted, print_error, printable
+from service.cli.console import counted, print_error, print_output, printable
 from service.cli.flags import settings_or_exit
 from service.cli.options import Given, backend_flag, output_flag, parameter_flag, query_string, shared_flags
 from service.errors import BadParameter
@@ -239,7 +239,7 @@ def _run(
 def _print_summary(results: Results) -> None:
     errors = results.errors
     failed = ", ".join(f"{count} {code}" for code, count in errors.most_common())
-    typer.echo(
+    print_output(
         printable(
             f"{counted(len(results.done), 'picture')} -> {results.folder}"
             + (f"; {counted(errors.total(), 'error')}: {failed}" if errors else "")

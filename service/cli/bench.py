@@ -15,7 +15,7 @@ import typer
 from model.errors import ConvMLPError
 from model.reference import REFERENCE_PICTURE
 from model.types import Task
-from service.cli.console import counted, number_column, print_error, print_table, text_column
+from service.cli.console import counted, number_column, print_error, print_output, print_table, text_column
 from service.cli.options import DEFAULT_URL, ApiKey, Model, Url, output_flag, parameter_flag
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ class Report:
         if self.as_json:
             measured = [_figures(load, measurement) for load, measurement in zip(loads, measurements, strict=True)]
             document = {"url": self.url, "task": self.task, "pictures": self.pictures, "measured": measured}
-            typer.echo(msgspec.json.format(msgspec.json.encode(document), indent=2))
+            print_output(msgspec.json.format(msgspec.json.encode(document), indent=2))
         else:
             self._print_table(loads, measurements)
 

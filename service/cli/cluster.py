@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from service.cli.console import print_error, print_table, printable, text_column
+from service.cli.console import print_error, print_output, print_table, printable, text_column
 from service.cluster.settings import ClusterSettings
 
 Address = Annotated[str, typer.Option(metavar="HOST:PORT", help="The head of the cluster. auto: that of this machine.")]
@@ -106,7 +106,7 @@ def deploy(
 
     with _errors_to_exit(), connected(address):
         status = deploy_on(deployment, timeout_s, show, restart=uuid.uuid4().hex if restart else "")
-        typer.echo(f"{deployment.name} runs at port {deployment.port} of {', '.join(status.nodes)}")
+        print_output(f"{deployment.name} runs at port {deployment.port} of {', '.join(status.nodes)}")
 
 
 @cluster_app.command(name="status")
@@ -124,9 +124,9 @@ def show_status(
     with _errors_to_exit(), connected(address):
         status = cluster_status(name)
     if as_json:
-        typer.echo(msgspec.json.encode(status))
+        print_output(msgspec.json.encode(status))
     else:
-        typer.echo(printable(f"{name}: {status.state.lower() or 'not deployed'}; nodes: {', '.join(status.nodes)}"))
+        print_output(printable(f"{name}: {status.state.lower() or 'not deployed'}; nodes: {', '.join(status.nodes)}"))
         if status.parts:
             columns = [text_column("part"), text_column("state"), text_column("replicas"), text_column("message")]
             rows = [(part.name, part.state.lower(), _replicas(part.replicas), part.message) for part in status.parts]
@@ -144,7 +144,7 @@ def down(address: Address = "auto", name: Name = "convmlp") -> None:
         if not remove(name):
             print_error(f"no application {name!r} is deployed there")
             raise typer.Exit(1)
-    typer.echo(f"{name} is down")
+    print_output(f"{name} is down")
 
 
 def _replicas(replicas: dict[str, int]) -> str:

@@ -17,7 +17,7 @@ from convmlp_client.results import Result
 from model.errors import ConvMLPError, ImageTooLarge, ImageUndecodable, NotFinite, UnsupportedFormat
 from model.files import replace_file
 from service.cli.backends import Backend, NoAnswer
-from service.cli.console import image_progress, number_column, print_error, print_table, text_column
+from service.cli.console import image_progress, number_column, print_error, print_output, print_table, text_column
 from service.cli.evaluation import DATA, Format, IgnoreLabel, Images, MapFile, Masks
 from service.cli.flags import settings_or_exit
 from service.cli.model_reference import ModelReference
@@ -340,13 +340,13 @@ def _print(names: tuple[str, str], run: Run, *, as_json: bool) -> None:
                 for one in summary.worst
             ],
         }
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        print_output(json.dumps(document, indent=2, ensure_ascii=False))
         return
     print_table(
         [text_column("metric"), number_column("value")], _rows(run), title=f"{FIRST} {names[0]}  {SECOND} {names[1]}"
     )
     differing = [one for one in summary.worst if not one.difference.agrees][:MAX_PRINTED]
     if differing:
-        typer.echo("")
+        print_output("")
         columns = [text_column("picture"), text_column("difference"), text_column("truth")]
         print_table(columns, [[one.sample.name, "; ".join(one.difference.facts), one.nearer] for one in differing])

@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import typer
@@ -53,8 +56,28 @@ _bar: Progress | None = None
 def _print(text: str, *, err: bool) -> None:
     if _bar is not None and (err or sys.stdout.isatty()):
         _bar.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+    elif err:
+        typer.echo(text, err=True)
     else:
-        typer.echo(text, err=err)
+        print_output(text)
+
+
+def print_output(output: str | bytes) -> None:
+    """Print a line, or several, or encoded JSON on stdout, whatever is drawn on the terminal.
+
+    Raises:
+        typer.Exit: with status 1 and a line on stderr, if stdout cannot be written.
+        BrokenPipeError: a reader such as `head` closed the pipe; typer then ends the command quietly.
+    """
+    try:
+        typer.echo(output)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        with Path(os.devnull).open("wb") as nowhere:  # what is left in the buffer would fail again when Python ends
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        print_error(f"cannot print the result: {error.strerror}")
+        raise typer.Exit(1) from None
 
 
 def text_column(header: str, max_width: int | None = None) -> Column:
@@ -85,7 +108,9 @@ def print_table(
 
     width = None if wrap and sys.stdout.isatty() else MAX_LINE_WIDTH
     # Names and labels are no markup.
-    console = Console(width=width, markup=False, emoji=False, highlight=False)
+    # rich writes to the file, if only nothing, although it captures; styles and width are those of a terminal.
+    file = sys.stdout if sys.stdout.isatty() else io.StringIO()
+    console = Console(file=file, width=width, markup=False, emoji=False, highlight=False)
     has_header = any(column.header for column in columns)
     table = Table(*columns, box=None, pad_edge=False, header_style="dim", show_header=has_header)
     for row in rows:

@@ -15,12 +15,10 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-import typer
-
 from model.bundle import find_bundle, read_bundle
 from model.errors import BundleInvalid
 from service.cli.checks import Check, State
-from service.cli.console import print_table, text_column
+from service.cli.console import print_output, print_table, text_column
 from service.cli.security_checks import check_certificates, check_key_files
 from service.frontend.core.tls import TRANSPORTS
 from service.settings import Settings, usable_cores, usable_memory
@@ -43,7 +41,7 @@ def run_doctor(settings: Settings, *, as_json: bool = False) -> int:
     checks = list(_checks(settings))
     columns = (text_column("check"), text_column("state"), text_column("found"))
     if as_json:
-        typer.echo(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2, ensure_ascii=False))
+        print_output(json.dumps({"checks": [asdict(check) for check in checks]}, indent=2, ensure_ascii=False))
     else:
         print_table(columns, [(check.name, check.state, check.found) for check in checks], wrap=True)
     return int(any(check.state is State.PROBLEM for check in checks))

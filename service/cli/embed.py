@@ -14,7 +14,7 @@ import typer
 
 from model.errors import ConvMLPError
 from model.types import Task
-from service.cli.console import counted, print_error, printable
+from service.cli.console import counted, print_error, print_output, printable
 from service.cli.options import (
     BackendOptions,
     Given,
@@ -79,7 +79,7 @@ def embed(images: Images, *, out: Out, given: Given, normalize: Normalize = Fals
     except OSError as error:
         print_error(f"{out}: cannot be written: {error.strerror}")
         raise typer.Exit(1) from None
-    typer.echo(printable(f"{counted(len(vectors.rows), 'vector')} of {len(vectors.rows[0].vector)} numbers -> {out}"))
+    print_output(printable(f"{counted(len(vectors.rows), 'vector')} of {len(vectors.rows[0].vector)} numbers -> {out}"))
     if status:
         raise typer.Exit(status)
 

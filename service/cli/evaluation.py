@@ -23,7 +23,15 @@ from model.model_name import base_name, version_of
 from model.postprocess.masks import MaskFormat
 from model.types import Task
 from service.cli.backends import Backend, LocalBackend, NoAnswer, RemoteBackend
-from service.cli.console import image_progress, number_column, print_error, print_table, printable, text_column
+from service.cli.console import (
+    image_progress,
+    number_column,
+    print_error,
+    print_output,
+    print_table,
+    printable,
+    text_column,
+)
 from service.cli.flags import refuse_flags_of_service, settings_or_exit
 from service.cli.inputs import FORMATS
 from service.cli.model_identity import local_identity, served_identity
@@ -334,7 +342,7 @@ def _print(run: Run, manifest: Manifest, figures: Figures, *, as_json: bool) -> 
         print_error(f"{name}: {detail}")
     if as_json:
         report = report_json(run.model, run.dataset, manifest, figures)
-        typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+        print_output(json.dumps(report, indent=2, ensure_ascii=False))
         return
     left_out = f", {figures.left_out} left out" if figures.left_out else ""
     failed = f", {len(figures.errors)} failed" if figures.errors else ""
@@ -348,7 +356,7 @@ def _print(run: Run, manifest: Manifest, figures: Figures, *, as_json: bool) -> 
         ]
         if rows:
             print_table(columns, rows, title="most frequent confusions")
-    typer.echo(f"data sha256 {manifest.data_sha256}")
+    print_output(f"data sha256 {manifest.data_sha256}")
 
 
 def _save_picture(path: Path, figures: Figures, model: ModelIdentity) -> None:

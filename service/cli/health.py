@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from service.cli.console import print_error
+from service.cli.console import print_error, print_output
 from service.cli.flags import settings_of_flags
 from service.cli.parts import SETTINGS_OF
 from service.frontend.core.tls import (
@@ -88,7 +88,7 @@ def run_health(arguments: Sequence[str]) -> int:
     live = LIVE in arguments
     arguments = [argument for argument in arguments if argument != LIVE]
     if arguments and arguments[0] in ("-h", "--help"):
-        typer.echo(HELP)
+        print_output(HELP)
         return 0
     part, flags = _part_and_flags(arguments or _command_of_this_container())
     wanted = "alive" if live else "healthy"
@@ -105,7 +105,7 @@ def run_health(arguments: Sequence[str]) -> int:
     except (CheckFailed, OSError) as error:
         print_error(f"{part} is not {wanted}: {error}")
         return 1
-    typer.echo(f"{part} is {wanted}")
+    print_output(f"{part} is {wanted}")
     return 0
 
 

@@ -13,7 +13,7 @@ import typer
 
 from convmlp_client.transport import parse_url
 from model.model_name import EXPECTED_NAME, SEPARATOR, base_name, canonical_name, is_name, version_of
-from service.cli.console import number_column, print_error, print_table, printable, text_column, waiting
+from service.cli.console import number_column, print_error, print_output, print_table, printable, text_column, waiting
 from service.traffic_split import parse_split
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -93,7 +93,7 @@ def unload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, tim
     """
     with _open(url, api_key, timeout_ms) as service:
         service.change(name, "unload", "unloading")
-        typer.echo(printable(f"{canonical_name(name)} is unloaded"))
+        print_output(printable(f"{canonical_name(name)} is unloaded"))
 
 
 def reload_model(name: Name, url: Url = DEFAULT_URL, api_key: ApiKey = None, timeout_ms: TimeoutMs = 600_000) -> None:
@@ -142,7 +142,7 @@ def split_model(
             service.request("PUT", f"/models/{quote(name, safe=SEPARATOR)}/split", msgspec.json.encode(shares))
         versions = service.versions(name)
     if as_json:
-        typer.echo(msgspec.json.encode({"name": name, "versions": versions}).decode())
+        print_output(msgspec.json.encode({"name": name, "versions": versions}).decode())
         return
     print_table(
         [text_column("version"), number_column("share"), text_column("name"), text_column("ready")],
@@ -244,7 +244,7 @@ def _print_ready(service: _Service, name: str, change: str = "") -> None:
     line = f"{card.name} {state}{change}: {card.task}, {card.precision}, {card.device}"
     if card.share < 1:
         line += f"; {100 * card.share:g} % of the requests for {base_name(name)}"
-    typer.echo(printable(line))
+    print_output(printable(line))
 
 
 def _model_path(name: str) -> str:

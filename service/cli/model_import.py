@@ -15,7 +15,7 @@ from model.errors import BundleInvalid
 from model.model_name import SEPARATOR, base_name, canonical_name, version_of, versioned_name
 from model.types import Task
 from model.zoo.pipeline import Pipeline, PipelineParts, grey_levels
-from service.cli.console import printable
+from service.cli.console import print_output, printable
 from service.cli.model_store import Force, Store, errors_to_exit, print_model, store_or_exit
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def import_model(
         )
         print_model(bundle)
         for note in notes:
-            typer.echo(printable(f"  {note}"))
+            print_output(printable(f"  {note}"))
 
 
 def _flags(

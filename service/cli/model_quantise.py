@@ -13,7 +13,7 @@ import typer
 from model.bundle import EMBEDDED_DIR, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
 from model.model_name import EXPECTED_NAME, base_name, canonical_name, is_name
-from service.cli.console import printable
+from service.cli.console import print_output, printable
 from service.cli.model_store import Force, Store, errors_to_exit, print_model, store_or_exit
 
 MINIMUM = 0.99
@@ -79,9 +79,9 @@ def quantise_model(
         found = made.config.quantisation
         assert found is not None
         figures = ", ".join(f"{figure} {value:.4f}" for figure, value in found.agreement.items())
-        typer.echo(f"  agreement with float32: {figures}, on {found.agreement_pictures} pictures")
+        print_output(f"  agreement with float32: {figures}, on {found.agreement_pictures} pictures")
         wide = f"; float32: {', '.join(found.wide_layers)}" if found.wide_layers else ""
-        typer.echo(printable(f"  int8: {found.layers} layers, ranges measured on {found.pictures} pictures{wide}"))
+        print_output(printable(f"  int8: {found.layers} layers, ranges measured on {found.pictures} pictures{wide}"))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import typer
 
 from model.bundle import Bundle
 from model.errors import ConvMLPError
-from service.cli.console import print_error, printable
+from service.cli.console import print_error, print_output, printable
 from service.cli.flags import settings_or_exit
 
 Store = Annotated[
@@ -49,7 +49,7 @@ def print_model(bundle: Bundle) -> None:
         f"{len(config.labels)} labels",
         f"{bundle.weights_path.stat().st_size / 1e6:.1f} MB",
     ]
-    typer.echo(printable(f"{config.name}: {', '.join(facts)} -> {bundle.folder}"))
+    print_output(printable(f"{config.name}: {', '.join(facts)} -> {bundle.folder}"))
 
 
 EXTRAS = {"onnx": "onnx", "onnxruntime": "onnx"}

@@ -12,7 +12,7 @@ import typer
 
 from model.bundle import EMBEDDED_DIR, Accuracy, Bundle, Quantisation, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
-from service.cli.console import number_column, print_error, print_table, text_column
+from service.cli.console import number_column, print_error, print_output, print_table, text_column
 from service.cli.flags import settings_or_exit
 from service.cli.model_control import add_control_commands
 from service.cli.model_store import ModelsDir
@@ -193,4 +193,4 @@ def _description(bundle: Bundle) -> dict[str, Any]:
 
 
 def _print_json(document: dict[str, Any]) -> None:
-    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    print_output(json.dumps(document, indent=2, ensure_ascii=False))

@@ -105,11 +105,6 @@ def predict_images(
     except ConvMLPError as error:
         print_error(error.detail)
         raise typer.Exit(1) from None
-    except BrokenPipeError:  # typer ends the command quietly when a reader such as `head` closes the pipe
-        raise
-    except OSError as error:
-        print_error(f"cannot print the result: {error.strerror}")
-        raise typer.Exit(1) from None
     if status:
         raise typer.Exit(status)
 

@@ -12,7 +12,6 @@ from urllib.parse import quote
 
 import msgspec
 import numpy as np
-import typer
 
 from convmlp_client.errors import ClientError
 from convmlp_client.results import Analysis, Classification, Detections, Embedding, Result, Segmentation
@@ -20,7 +19,15 @@ from convmlp_client.results import Task as ClientTask
 from model.errors import ConvMLPError
 from model.types import Size
 from service.cli.backends import NoAnswer
-from service.cli.console import number_column, print_error, print_line, print_table, printable, text_column
+from service.cli.console import (
+    number_column,
+    print_error,
+    print_line,
+    print_output,
+    print_table,
+    printable,
+    text_column,
+)
 from service.errors import error_from_code
 from service.frontend.api.rest.schemas import Answer, encode_analysis, encode_analysis_answer, encode_error
 from service.frontend.http.problems import problem_of
@@ -194,9 +201,9 @@ class JsonPrinter:
             return
         answered = dict(self._models.pop())
         if self._task is ClientTask.ANALYZE:
-            typer.echo(encode_analysis_answer(answered, self._results))
+            print_output(encode_analysis_answer(answered, self._results))
         else:
-            typer.echo(msgspec.json.encode(Answer(answered[self._task], self._task, self._results)))
+            print_output(msgspec.json.encode(Answer(answered[self._task], self._task, self._results)))
 
 
 class CocoPrinter:
@@ -228,7 +235,7 @@ class CocoPrinter:
         if self._images:
             categories = [{"id": index, "name": label} for index, label in sorted(self._labels.items())]
             document = {"images": self._images, "annotations": self._annotations, "categories": categories}
-            typer.echo(msgspec.json.encode(document))
+            print_output(msgspec.json.encode(document))
 
 
 def summary(result: Result) -> str:

@@ -13,7 +13,7 @@ import typer
 from model.bundle import Bundle, bundle_names, find_bundle, read_bundle
 from model.errors import BundleInvalid
 from model.model_name import base_name, canonical_name
-from service.cli.console import download_progress, print_error, printable
+from service.cli.console import download_progress, print_error, print_output, printable
 from service.cli.flags import settings_or_exit
 from service.cli.model_import import import_model
 from service.cli.model_quantise import quantise_model
@@ -64,7 +64,7 @@ def pull_model(
 
         published, name = entry(base_name(name)), canonical_name(name)
         if not force and _is_valid(name, store):
-            typer.echo(f"{printable(name)} exists: {printable(str(store / name))}; --force downloads it again")
+            print_output(f"{printable(name)} exists: {printable(str(store / name))}; --force downloads it again")
             return
         if mirror is not None:
             url = f"{mirror.rstrip('/')}/{published.path}"
@@ -105,7 +105,7 @@ def export_model(
         from model.zoo.export import export_checkpoint
 
         export_checkpoint(bundle, file)
-        typer.echo(printable(f"{name} -> {file}"))
+        print_output(printable(f"{name} -> {file}"))
 
 
 def _export_onnx(bundle: Bundle, file: Path) -> None:
@@ -113,8 +113,8 @@ def _export_onnx(bundle: Bundle, file: Path) -> None:
 
     differences = export_onnx(bundle, file)
     largest = ", ".join(f"{name} {difference:.1e}" for name, difference in differences.largest.items())
-    typer.echo(printable(f"{bundle.config.name} -> {file}"))
-    typer.echo(f"  checked with ONNX Runtime; largest differences: {largest or 'none, nothing is found'}")
+    print_output(printable(f"{bundle.config.name} -> {file}"))
+    print_output(f"  checked with ONNX Runtime; largest differences: {largest or 'none, nothing is found'}")
 
 
 def verify_model(
@@ -136,9 +136,9 @@ def verify_model(
         for check in verify_bundle(folder, default_device()):
             failed |= check.outcome is Outcome.FAILED
             if as_json:
-                typer.echo(json.dumps(asdict(check), ensure_ascii=False))
+                print_output(json.dumps(asdict(check), ensure_ascii=False))
             else:
-                typer.echo(printable(f"{check.outcome:<7} {check.subject:<10} {check.detail}"))
+                print_output(printable(f"{check.outcome:<7} {check.subject:<10} {check.detail}"))
         if failed:
             raise typer.Exit(1)
 

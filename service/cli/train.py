@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from model.bundle import EMBEDDED_DIR
-from service.cli.console import number_column, print_table, text_column
+from service.cli.console import number_column, print_output, print_table, text_column
 from service.cli.train_custom import train_custom
 from service.cli.train_errors import refuse, train_errors_to_exit
 
@@ -137,7 +137,7 @@ def held_out(
 
     with train_errors_to_exit():
         write_held_out(data, out)
-    typer.echo(
+    print_output(
         f"wrote {out}; now: convmlp eval --local --model convmlp_pets_breed {out}/breed.csv --images {data}/images"
     )
 
@@ -191,7 +191,7 @@ def _train(
             command=f"{command} --data DIR --out DIR",
         )
     assert bundle.config.accuracy is not None
-    typer.echo(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
+    print_output(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
 
 
 train_app.command("custom")(train_custom)

@@ -11,7 +11,7 @@ import typer
 from model.bundle import Bundle, Source, find_bundle, read_bundle
 from model.model_name import EXPECTED_NAME, canonical_name, is_name
 from model.types import Task
-from service.cli.console import image_progress, print_error
+from service.cli.console import image_progress, print_error, print_output
 from service.cli.evaluation import IgnoreLabel, Images, MapFile
 from service.cli.flags import settings_or_exit
 from service.cli.model_store import ModelsDir
@@ -162,7 +162,7 @@ def train_custom(
             stop_after=stop_after,
         )
     assert bundle.config.accuracy is not None
-    typer.echo(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
+    print_output(f"wrote {bundle.folder}: {bundle.config.accuracy.metrics}")
     print_error(f"next: convmlp models verify {name} --models-dir {bundle.folder.parent}")
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import typer
 
 from convmlp_client.aio import AsyncClient
 from convmlp_client.drawing import Palette
@@ -24,7 +23,7 @@ from convmlp_client.results import Result
 from model.errors import ConvMLPError
 from model.types import Task
 from service.cli.backends import NoAnswer, domain_error, palettes_of
-from service.cli.console import counted, print_error
+from service.cli.console import counted, print_error, print_output
 from service.cli.output import Palettes, drawn
 from service.cli.sources.feed import Feed, TakenFrame
 from service.cli.webhook import Webhook
@@ -131,7 +130,7 @@ class Watching:
 
     async def _print(self, line: Mapping[str, object]) -> None:
         encoded = msgspec.json.encode(line)
-        await asyncio.to_thread(typer.echo, encoded)  # a reader may be slow
+        await asyncio.to_thread(print_output, encoded)  # a reader may be slow
         if self._webhook is not None:
             self._webhook.post(encoded)
 

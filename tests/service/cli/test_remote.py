@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -281,11 +282,19 @@ async def test_calling_a_service_imports_no_torch(rest: Rest, files: list[str]) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-async def test_a_result_that_cannot_be_printed_is_an_error(rest: Rest, files: list[str]) -> None:
-    """A full disk behind stdout is one line on stderr and exit status 1."""
-    command = (sys.executable, "-m", "service.cli", "classify", files[0], "--url", url(rest))
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("name", ["classify", "models", "analyze"])
+async def test_a_result_that_cannot_be_printed_is_an_error(
+    rest: Rest, files: list[str], name: str, unbuffered: str
+) -> None:
+    """A full disk behind stdout is one line on stderr and exit status 1, whether Python keeps the rest or not."""
+    arguments = ["models", "list"] if name == "models" else [name, files[0], "--json", "--url", url(rest)]
+    command = (sys.executable, "-m", "service.cli", *arguments)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
     with open("/dev/full", "wb") as full:  # noqa: ASYNC230, PTH123
-        process = await asyncio.create_subprocess_exec(*command, stdout=full, stderr=asyncio.subprocess.PIPE)
+        process = await asyncio.create_subprocess_exec(
+            *command, stdout=full, stderr=asyncio.subprocess.PIPE, env=environment
+        )
     _, error = await process.communicate()
     assert process.returncode == 1
     assert error == b"convmlp: cannot print the result: No space left on device\n"
