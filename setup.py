@@ -23,7 +23,7 @@ setup(
         Extension(
             "model.net.cpu._kernels",
             ["model/net/cpu/kernels.c"],
-            depends=["model/net/cpu/linear.h"],
+            depends=["model/net/cpu/labels.h", "model/net/cpu/linear.h"],
             extra_compile_args=["-O3", "-g0"],
             py_limited_api=True,
             optional=True,

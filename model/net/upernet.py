@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.families.upernet import UPerNetSpec
+from model.net.label_maps import predict_segments
 from model.net.layers import ConvModule
 from model.net.network import FamilyNetwork, StateDictShapes, build_backbone, infer_backbone
-from model.net.semantic_fpn import predict_segments
 
 POOL_SIZES = (1, 2, 3, 6)
 

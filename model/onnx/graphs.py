@@ -18,10 +18,10 @@ from model.bundle import BundleConfig
 from model.net.boxes import RETINANET_ANCHORS, RPN_ANCHORS, box_areas, clip_boxes, decode_deltas
 from model.net.detection_ops import separate_groups
 from model.net.detections import BatchGeometry, Candidates, level_candidates
+from model.net.label_maps import MAX_UINT8_CLASSES
 from model.net.mask_rcnn import BOX_GRID, BOX_STDS, FINEST_ROI_SIZE, MASK_GRID, MaskRCNN
 from model.net.normalise import Normalise
 from model.net.retinanet import RetinaNet
-from model.net.semantic_fpn import MAX_UINT8_CLASSES
 from model.onnx.operators import non_max_suppression, replace_pooling, resize, roi_align, top_k
 from model.spec import ClassifyPostSpec, DetectPostSpec, PaddedSpec
 from model.types import QueryParams, Task

@@ -24,6 +24,7 @@ from model.families.registry import (
     ModelFamily,
 )
 from model.families.semantic_fpn import SemanticFPNSpec
+from model.net.label_maps import predict_segments
 from model.net.network import (
     BackboneNetwork,
     FamilyNetwork,
@@ -32,7 +33,6 @@ from model.net.network import (
     build_network,
     infer_backbone,
 )
-from model.net.semantic_fpn import predict_segments
 from model.postprocess.results import postprocess
 from model.predictor import Predictor, predict_image
 from model.reference import REFERENCE_PARAMS, REFERENCE_PICTURE, mismatch, reference_input

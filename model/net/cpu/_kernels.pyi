@@ -62,3 +62,38 @@ def linear(
     The weight is bfloat16 (outputs / 64, inputs / 2, 64, 2). Outputs are a multiple of 64, inputs of 2. `residual` is
     added, or 0; without one `activation` is 0 for none, 1 for ReLU, 2 for GELU.
     """
+
+Axis = tuple[int, int, int]
+"""Addresses: number i lies between x[low[i]] and x[high[i]], int32, with weight[i] of the latter, float32."""
+
+def label_rows(
+    logits: int,
+    width: int,
+    classes: int,
+    stride: int,
+    input_rows: Axis,
+    input_columns: Axis,
+    input_width: int,
+    rows: Axis,
+    columns: Axis,
+    picture_width: int,
+    labels: int,
+    levels: int,
+    odds: int,
+    counts: int,
+    sums: int,
+    first: int,
+    last: int,
+    /,
+) -> bool:
+    """Label a picture's rows from `first` to `last`, of at most 256 classes; whether all highest logits are finite.
+
+    `logits` are float32 (height, width, stride): the classes, then -1e30 up to `stride`, which is a multiple of 16
+    where there are more than 16 classes. They are resized to rows and columns of the network's input, and these to
+    those of the picture; indices of columns are multiples of `stride`. `labels` and `levels` are uint8 (height, width),
+    `odds` float32 (classes,); `levels` and `odds` may be 0. What is counted is added to `counts`, int64, and `sums`,
+    float64, (classes,).
+
+    Raises:
+        MemoryError
+    """

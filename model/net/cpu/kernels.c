@@ -1,6 +1,6 @@
 /* What lies between a network's matrix products, in one pass each, with AVX-512: layer norms, softmax, a scale and a
  * shift by channel, and rounding to bytes. torch takes several passes, or leaves narrow rows to scalar code. linear.h has
- * linear layers with what follows them.
+ * linear layers with what follows them, labels.h what follows a segmenter.
  *
  * Numbers are read as bfloat16 and written as that or as uint8; in between they are float32. A row is computed the same
  * way wherever it stands, so that an answer does not depend on the batch. One thread computes all but linear layers: the
@@ -186,6 +186,7 @@ AVX512 static void to_bytes(const BFloat16 *from, uint8_t *to, size_t count, Byt
     FOR_VECTORS(at, count, left, { store_bytes(to + at, left, load(from + at, left), bytes); });
 }
 
+#include "labels.h"
 #include "linear.h"
 
 static void *memory(unsigned long long address) { return (void *)(uintptr_t)address; }
@@ -294,6 +295,31 @@ static PyObject *linear_(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *label_rows_(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    unsigned long long logits, axes[4][3], labels, levels, odds, counts, sums;
+    Py_ssize_t width, classes, stride, input_width, picture_width, first, last;
+    int done;
+    if (!PyArg_ParseTuple(args, "Knnn(KKK)(KKK)n(KKK)(KKK)nKKKKKnn", &logits, &width, &classes, &stride, &axes[0][0],
+                          &axes[0][1], &axes[0][2], &axes[1][0], &axes[1][1], &axes[1][2], &input_width, &axes[2][0],
+                          &axes[2][1], &axes[2][2], &axes[3][0], &axes[3][1], &axes[3][2], &picture_width, &labels,
+                          &levels, &odds, &counts, &sums, &first, &last)) {
+        return NULL;
+    }
+    Axis of[4];
+    for (int i = 0; i < 4; i++) of[i] = (Axis){memory(axes[i][0]), memory(axes[i][1]), memory(axes[i][2])};
+    Labelling job = {
+        memory(logits), (size_t)width,      (size_t)classes, (size_t)stride,        of[0],
+        of[1],          (size_t)input_width, of[2],           of[3],                 (size_t)picture_width,
+        memory(labels), memory(levels),     memory(odds),    memory(counts), memory(sums),
+    };
+    Py_BEGIN_ALLOW_THREADS
+    done = label_rows(&job, (size_t)first, (size_t)last);
+    Py_END_ALLOW_THREADS
+    if (done < 0) return PyErr_NoMemory();
+    return PyBool_FromLong(done);
+}
+
 /* Whether the processor has AVX-512 F, BW, VL, DQ and BF16, and the system keeps its registers. Not
  * __builtin_cpu_supports: built by Zig's compiler, it returns 0 for all. */
 static PyObject *available(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(args))
@@ -315,6 +341,7 @@ static PyMethodDef methods[] = {{"available", available, METH_NOARGS, NULL},
                                 {"quantise", quantise_, METH_VARARGS, NULL},
                                 {"channel_mlp", channel_mlp_, METH_VARARGS, NULL},
                                 {"linear", linear_, METH_VARARGS, NULL},
+                                {"label_rows", label_rows_, METH_VARARGS, NULL},
                                 {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_kernels", .m_size = 0, .m_methods = methods};

@@ -21,10 +21,11 @@ from model.families.semantic_fpn import SemanticFPNSpec
 from model.net.classifier import top_k_classes
 from model.net.convmlp import ConvMLPClassifier
 from model.net.detections import BatchGeometry
+from model.net.label_maps import label_maps
 from model.net.mask_rcnn import MaskRCNN, make_proposals, mask_rcnn_detections
 from model.net.network import build_network
 from model.net.retinanet import RetinaNet, retinanet_detections
-from model.net.semantic_fpn import SemanticFPN, label_maps
+from model.net.semantic_fpn import SemanticFPN
 from model.postprocess.masks import paste_mask
 from model.spec import DetectPostSpec
 from model.types import Box, DetectOutput, Geometry, QueryParams, Size, SoftMask

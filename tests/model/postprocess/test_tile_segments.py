@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.decode import Picture
-from model.net.semantic_fpn import _with_threshold, label_maps, logits_output
+from model.net.label_maps import _with_threshold, label_maps, logits_output
 from model.postprocess.tile_segments import blend_segments
 from model.spec import KeepRatioSpec
 from model.tiles import TiledInput, Tiling, plan_tiles, prepare_tiles

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.net.semantic_fpn import LARGE_PIXELS, TILE_BYTES, _label_chunks, _label_tiles, _Pixels, label_maps
+from model.net.label_maps import LARGE_PIXELS, TILE_BYTES, _label_chunks, _label_tiles, _Pixels, label_maps
 from model.types import Geometry, QueryParams, SegmentOutput, Size
 
 INPUT = Size(24, 40)
@@ -31,15 +31,18 @@ def test_chunks_of_classes_give_the_argmax_over_all(chunk_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("fitting", [1, 7, 16, 40, 100])
-def test_channels_last_in_memory_gives_the_same_labels(dtype: torch.dtype, fitting: int) -> None:
-    """The memory format of the logits changes no label, padding and chunks included."""
-    logits = torch.randn(2, 70, 6, 10, generator=torch.Generator().manual_seed(2)).to(dtype)
-    geometries = [Geometry(Size(51, 33), Size(20, 31)), Geometry(Size(9, 14), INPUT)]
-    chunk_bytes = fitting * 4 * (24 * 40 + 51 * 33)
-    expected = label_maps(logits, INPUT, geometries, [WITH_MAP] * 2)
-    found = label_maps(logits.to(memory_format=torch.channels_last), INPUT, geometries, [WITH_MAP] * 2, chunk_bytes)
+@pytest.mark.parametrize("classes", [2, 3, 15, 16, 17, 32, 70, 256, 300])
+@pytest.mark.parametrize("chunk_bytes", [0, 1 << 20])
+def test_channels_last_in_memory_gives_the_same_labels(dtype: torch.dtype, classes: int, chunk_bytes: int) -> None:
+    """The memory format of the logits, which decides what is computed at a time, changes no label; padding included."""
+    logits = torch.randn(4, classes, 6, 10, generator=torch.Generator().manual_seed(2)).to(dtype)
+    sizes = (Size(51, 33), Size(20, 31)), (Size(9, 14), INPUT), (Size(1, 700), INPUT), (Size(701, 1), Size(24, 1))
+    geometries = [Geometry(*pair) for pair in sizes]
+    expected = label_maps(logits, INPUT, geometries, [WITH_MAP] * 4)
+    found = label_maps(logits.to(memory_format=torch.channels_last), INPUT, geometries, [WITH_MAP] * 4, chunk_bytes)
     for one, other in zip(found, expected, strict=True):
+        assert one.finite
+        assert one.label_map.dtype == other.label_map.dtype
         np.testing.assert_array_equal(one.label_map, other.label_map)
         np.testing.assert_array_equal(one.areas, other.areas)
         np.testing.assert_allclose(one.confidences, other.confidences, atol=1e-6)
@@ -48,10 +51,27 @@ def test_channels_last_in_memory_gives_the_same_labels(dtype: torch.dtype, fitti
         assert np.abs(one.confidence_map.astype(int) - other.confidence_map).max() <= 1
 
 
+def test_rows_are_labelled_the_same_way_by_any_number_of_threads() -> None:
+    """A picture of many rows, which threads share, has the labels and the confidences that one thread gives it."""
+    logits = random_logits(20).to(memory_format=torch.channels_last)
+    outputs = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        outputs += label_maps(logits, INPUT, [Geometry(Size(2000, 1500), INPUT)], [WITH_MAP])
+    torch.set_num_threads(1)
+    np.testing.assert_array_equal(outputs[0].label_map, outputs[1].label_map)
+    np.testing.assert_array_equal(outputs[0].confidences, outputs[1].confidences)
+
+
 def test_equal_logits_go_to_the_lowest_class() -> None:
-    """As in argmax, within a chunk and across chunks."""
+    """As in argmax, within a chunk and across chunks, and where all classes are compared at a time."""
     (output,) = label_maps(torch.zeros(1, 3, 6, 10), INPUT, [Geometry(Size(5, 5), INPUT)], [PLAIN], chunk_bytes=0)
     assert not output.label_map.any()
+    for classes in (3, 40):
+        logits = torch.zeros(1, classes, 6, 10).to(memory_format=torch.channels_last)
+        logits[:, :2] = -1.0
+        (output,) = label_maps(logits, INPUT, [Geometry(Size(5, 5), INPUT)], [PLAIN])
+        assert (output.label_map == 2).all()
 
 
 def test_padding_is_cut_off_before_the_second_resize() -> None:
@@ -120,8 +140,14 @@ def test_one_channel_is_compared_with_the_threshold(own: float, asked: float | N
     probability = F.interpolate(at_input, size=(51, 33), mode="bilinear").sigmoid()[0, 0].numpy()
     expected = probability > (own if asked is None else asked)
     params, geometry = QueryParams(confidence_map=True, threshold=asked), Geometry(size, INPUT)
-    for chunk_bytes in (0, 1 << 20):
-        (output,) = label_maps(torch.cat((rest, logit), 1), INPUT, [geometry], [params], chunk_bytes, own)
+    both = torch.cat((rest, logit), 1)
+    for logits, chunk_bytes in (
+        (both, 0),
+        (both, 1 << 20),
+        (both.to(memory_format=torch.channels_last), 0),
+        (both.to(memory_format=torch.channels_last), 1 << 20),
+    ):
+        (output,) = label_maps(logits, INPUT, [geometry], [params], chunk_bytes, own)
         at_border = np.abs(probability - (own if asked is None else asked)) < 1e-5
         np.testing.assert_array_equal(output.label_map[~at_border], expected[~at_border])
         assert output.confidence_map is not None
@@ -142,6 +168,18 @@ def test_a_request_chooses_its_segments() -> None:
     np.testing.assert_array_equal(chosen.label_map, whole.label_map)
     least = int(sorted(whole.areas)[2])
     assert filtered(QueryParams(min_area=least)).areas.tolist() == [area * (area >= least) for area in whole.areas]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("classes", [2, 40])
+def test_a_logit_that_is_not_finite_spoils_the_picture(value: float, classes: int) -> None:
+    """A single logit that is not finite shows, wherever it is, in each layout of the logits."""
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for of, y, x in ((0, 0, 0), (1, 3, 4), (classes - 1, 5, 9)):
+            logits = random_logits(classes).contiguous(memory_format=layout)
+            logits[0, of, y, x] = value
+            (output,) = label_maps(logits, INPUT, [Geometry(Size(51, 33), INPUT)], [PLAIN])
+            assert not output.finite
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
