@@ -1,4 +1,4 @@
-"""Compiled from resample.c if there is a C compiler; without it model/preprocess.py uses Pillow, model/resize.py NumPy."""
+"""Compiled from resample.c by a C compiler; without it model/preprocess.py uses Pillow, and model/resize.py NumPy."""
 
 from model.types import UInt8Array
 

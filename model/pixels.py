@@ -202,14 +202,12 @@ def cmyk_to_rgb(pixels: UInt8Array, reader: Reader) -> UInt8Array:
     return pixels
 
 
-def opencv_to_rgb(pixels: UInt8Array) -> UInt8Array:
-    """BGR, or BGRA on white, in place: uint8 (H, W, 3 or 4), RGB and a fourth channel without meaning."""
-    height, width, channels = pixels.shape
+def composite_on_white(pixels: UInt8Array) -> UInt8Array:
+    """RGBA on white, in place: uint8 (H, W, 4), the fourth channel without meaning."""
+    height, width = pixels.shape[:2]
     for left, top, right, bottom in boxes(width, height):
         part = pixels[top:bottom, left:right]
-        part[:, :, :3] = part[:, :, 2::-1].copy()
-        if channels == 4:
-            part[:] = rgba_on_white(part)
+        part[:] = rgba_on_white(part)
     return pixels
 
 
