@@ -1,4 +1,4 @@
-"""Compiled from resample.c if there is a C compiler; otherwise model/preprocess.py uses Pillow."""
+"""Compiled from resample.c by a C compiler; without it model/preprocess.py uses Pillow, and model/resize.py NumPy."""
 
 from model.types import UInt8Array
 
@@ -21,3 +21,9 @@ def window(
         TypeError, ValueError: sizes, buffers or window do not fit together, or a side has more than 2^20 pixels.
         MemoryError: the intermediate picture does not fit in memory.
     """
+
+def bilinear(picture: UInt8Array, out: UInt8Array, /) -> None:
+    """See `model.resize.resize_bilinear`. The GIL is released."""
+
+def copy(picture: UInt8Array, out: UInt8Array, /) -> None:
+    """See `model.resize.copy_pixels`. The GIL is released."""

@@ -1,23 +1,24 @@
 """Decoded pixels → upright RGB, with few copies: a large picture takes at most six bytes a pixel at any time.
 
-Pillow stores a pixel of RGB, RGBA or CMYK in four bytes. Its memory is exported as an Arrow array, so NumPy and OpenCV
+Pillow stores a pixel of RGB, RGBA or CMYK in four bytes. Its memory is exported as an Arrow array, so NumPy and C
 read and write it in place. Conversions run in strips: a converted strip overwrites the one that it was made of.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-import cv2
 import numpy as np
 import PIL.Image
 
+from model.resize import copy_pixels
 from model.types import Reader, Size, UInt8Array
 
 STRIP_PIXELS = 1 << 18
-TURNED_ROWS = 64
-"""Rows that are turned to columns at a time: so many that they fill whole lines of the processor's caches."""
+FLIPPED_PIXELS = 1 << 15
+"""Are flipped in place at a time, by a copy in a core's cache."""
 RELEASED_BYTES = 2 << 20
 """Memory is released in multiples of a huge page: the kernel keeps the rest of one whose part is released."""
 WHITE = (255, 255, 255)
@@ -26,8 +27,8 @@ PIXEL_BYTES = 4
 
 SIDEWAYS = frozenset({5, 6, 7, 8})
 """EXIF orientations that swap width and height."""
-_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
-"""EXIF orientation → OpenCV's number of the flip that makes it upright, of a sideways one after transposition."""
+MIRRORED, UPSIDE_DOWN = frozenset({2, 3, 6, 7}), frozenset({3, 4, 7, 8})
+"""EXIF orientations that are made upright by reversing rows, or columns; sideways ones after transposition."""
 
 # So large that Pillow stores every picture that is accepted in one block, as its Arrow export needs. It allocates what
 # the picture takes. Large blocks are mapped, and unmapped with the picture.
@@ -93,15 +94,45 @@ def upright_rgb(decoded: PIL.Image.Image | UInt8Array, orientation: int) -> UInt
     bits keep their high byte. `orientation` is EXIF's, 1 to 8.
     """
     pixels = decoded if isinstance(decoded, np.ndarray) else pillow_to_rgb(decoded)
-    if orientation in SIDEWAYS:
-        stored = packed(pixels)
-        pixels = np.empty((stored.shape[1], stored.shape[0], 3), np.uint8)
-        rows = max(STRIP_PIXELS // stored.shape[1], TURNED_ROWS)
-        for top in range(0, len(stored), rows):
-            cv2.transpose(stored[top : top + rows], dst=pixels[:, top : top + rows])
-    if orientation in _FLIPS:
-        cv2.flip(pixels, _FLIPS[orientation], dst=pixels)
-    return pixels
+    if orientation not in SIDEWAYS:
+        _flip(pixels, orientation)
+        return pixels
+    stored = packed(pixels)
+    upright = np.empty((stored.shape[1], stored.shape[0], 3), np.uint8)
+    copy_pixels(stored, _reversed(upright, orientation).transpose(1, 0, 2))
+    return upright
+
+
+def _flip(pixels: UInt8Array, orientation: int) -> None:
+    """Make a picture upright in place, which is not sideways."""
+    height, width, channels = pixels.shape
+    # Four channels are one number, which NumPy moves at once.
+    units: Any = pixels if channels == 3 else pixels.view(np.uint32)
+    copy: Callable[[Any, Any], None] = copy_pixels if channels == 3 else _copy_units
+    rows = max(FLIPPED_PIXELS // width, 1)
+    if orientation in UPSIDE_DOWN:
+        # With an odd height the row in the middle belongs to both halves.
+        half = (height + 1) // 2
+        for top in range(0, half, rows):
+            bottom = min(top + rows, half)
+            upper, lower = units[top:bottom], units[height - bottom : height - top]
+            above, below = upper.copy(), lower.copy()
+            copy(below, _reversed(upper, orientation))
+            copy(above, _reversed(lower, orientation))
+    elif orientation in MIRRORED:
+        for top in range(0, height, rows):
+            part = units[top : top + rows]
+            copy(part.copy(), _reversed(part, orientation))
+
+
+def _reversed(pixels: Any, orientation: int) -> Any:  # noqa: ANN401  (of any dtype)
+    if orientation in MIRRORED:
+        pixels = pixels[:, ::-1]
+    return pixels[::-1] if orientation in UPSIDE_DOWN else pixels
+
+
+def _copy_units(source: Any, out: Any) -> None:  # noqa: ANN401
+    out[:] = source
 
 
 def packed(pixels: UInt8Array) -> UInt8Array:
@@ -113,11 +144,10 @@ def packed(pixels: UInt8Array) -> UInt8Array:
     if channels == 3:
         return pixels
     rgb = np.empty((height, width, 3), np.uint8)
-    flat, flat_rgb = pixels.reshape(1, -1, channels), rgb.reshape(1, -1, 3)
-    for start in range(0, height * width, STRIP_PIXELS):
-        part = np.s_[:, start : start + STRIP_PIXELS]
-        cv2.cvtColor(flat[part], cv2.COLOR_RGBA2RGB, dst=flat_rgb[part])
-        _release(flat[:, : start + STRIP_PIXELS])
+    rows = max(STRIP_PIXELS // width, 1)
+    for top in range(0, height, rows):
+        copy_pixels(pixels[top : top + rows], rgb[top : top + rows])
+        _release(pixels[: top + rows])
     return rgb
 
 
@@ -172,16 +202,12 @@ def cmyk_to_rgb(pixels: UInt8Array, reader: Reader) -> UInt8Array:
     return pixels
 
 
-def opencv_to_rgb(pixels: UInt8Array) -> UInt8Array:
-    """BGR, or BGRA on white, in place: uint8 (H, W, 3 or 4), RGB and a fourth channel without meaning."""
-    height, width, channels = pixels.shape
+def composite_on_white(pixels: UInt8Array) -> UInt8Array:
+    """RGBA on white, in place: uint8 (H, W, 4), the fourth channel without meaning."""
+    height, width = pixels.shape[:2]
     for left, top, right, bottom in boxes(width, height):
         part = pixels[top:bottom, left:right]
-        if channels == 3:
-            part[:] = cv2.cvtColor(part, cv2.COLOR_BGR2RGB)
-        else:
-            part[:] = cv2.cvtColor(part, cv2.COLOR_BGRA2RGBA)
-            part[:] = rgba_on_white(part)
+        part[:] = rgba_on_white(part)
     return pixels
 
 

@@ -1,29 +1,24 @@
 """Image → ModelInput: the authors' test pipelines without normalisation, which runs on the device.
 
 Classification follows timm's evaluation transform (Pillow's antialiased bicubic). Detection and segmentation follow
-mmcv's rescaling (OpenCV's bilinear). With the same library versions each equals its original bit for bit.
+mmcv's rescaling (OpenCV's bilinear). Each equals its original bit for bit.
 """
 
 from __future__ import annotations
 
 import math
 
-import cv2
 import numpy as np
 import PIL.Image
 
 from model.decode import Picture
 from model.pixels import as_array
+from model.resize import COMPILED, resize_bilinear
 from model.spec import CenterCropSpec, FixedSizeSpec, KeepRatioSpec, PaddedSpec, Preprocessing
 from model.types import Geometry, Image, ModelInput, Size, UInt8Array
 
-try:
+if COMPILED:
     from model import _resample
-
-    COMPILED = True
-except ImportError:
-    COMPILED = False
-"""Whether crops are resized by resample.c. Without it Pillow resizes them: the same pixels, slower."""
 
 ELONGATED = 32
 """From this aspect ratio on, only the part of the picture that the crop contains is resized."""
@@ -88,14 +83,7 @@ def _padded(pixels: UInt8Array, original: Size, spec: PaddedSpec) -> ModelInput:
     padded = np.zeros(
         (_round_up(content.height, spec.pad_multiple), _round_up(content.width, spec.pad_multiple), 3), np.uint8
     )
-    resized, size = padded[: content.height, : content.width], (content.width, content.height)
-    if pixels.shape[2] == 3:
-        cv2.resize(pixels, size, dst=resized, interpolation=cv2.INTER_LINEAR)
-    elif pixels.size < resized.size:
-        cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGBA2RGB), size, dst=resized, interpolation=cv2.INTER_LINEAR)
-    else:
-        # A large picture is not copied.
-        cv2.cvtColor(cv2.resize(pixels, size, interpolation=cv2.INTER_LINEAR), cv2.COLOR_RGBA2RGB, dst=resized)
+    resize_bilinear(pixels, padded[: content.height, : content.width])
     return ModelInput(padded, Geometry(original, content))
 
 

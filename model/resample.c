@@ -19,7 +19,7 @@
 #error "GCC or Clang is needed, and a 64-bit platform; without this module Pillow does the same, slower"
 #endif
 
-enum { BITS = 22, HALF = 1 << (BITS - 1), LONGEST = 1 << 20, GROUP = 4, BLOCK = 32 };
+enum { BITS = 22, HALF = 1 << (BITS - 1), LONGEST = 1 << 20, MOST = 1 << 28, GROUP = 4, BLOCK = 32 };
 /* With sides of at most LONGEST (2^20) pixels
  * - no product of a side, a side and a pixel's bytes reaches 2^63, nor 4 * side a float's or an int's bounds;
  * - no sum overflows an int32: the absolute weights of a pixel add up to less than 1.3 * 2^22 (at most 1.27, just below
@@ -239,6 +239,9 @@ static int run(const uint8_t *picture, size_t depth, Size from, Size to, int top
     return 1;
 }
 
+#include "raster.h"
+#include "bilinear.h"
+
 /* Arrow's C data interface, as far as it is read here: https://arrow.apache.org/docs/format/CDataInterface.html */
 struct ArrowSchema {
     const char *format, *name, *metadata;
@@ -314,7 +317,90 @@ static PyObject *window(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
-static PyMethodDef methods[] = {{"window", window, METH_VARARGS, NULL}, {NULL, NULL, 0, NULL}};
+/* A buffer (height, width, depth) of bytes, the last axis contiguous. Returns 0 and an exception where it is another. */
+static int raster_of(const Py_buffer *buffer, Raster *raster)
+{
+    if (buffer->ndim != 3 || buffer->itemsize != 1 || (buffer->shape[2] != 1 && buffer->strides[2] != 1)
+        || (buffer->shape[2] != 3 && buffer->shape[2] != 4)) {
+        PyErr_SetString(PyExc_ValueError, "a raster must be uint8 (height, width, 3 or 4), with adjacent channels");
+        return 0;
+    }
+    if (buffer->shape[0] < 1 || buffer->shape[1] < 1 || buffer->shape[0] > MOST || buffer->shape[1] > MOST) {
+        PyErr_Format(PyExc_ValueError, "each side must have 1 to %d pixels", MOST);
+        return 0;
+    }
+    *raster = (Raster){buffer->buf, buffer->strides[0], buffer->strides[1], (size_t)buffer->shape[0],
+                       (size_t)buffer->shape[1], (size_t)buffer->shape[2]};
+    return 1;
+}
+
+/* Whether the pixels of a row are side by side, and rows do not overlap. */
+static int has_rows(const Raster *raster)
+{
+    ptrdiff_t bytes = (ptrdiff_t)(raster->width * raster->depth);
+    return (raster->width == 1 || raster->column == (ptrdiff_t)raster->depth)
+           && (raster->height == 1 || raster->row >= bytes);
+}
+
+/* Both arguments, a raster to read and one to write, of three bytes a pixel; 0 and an exception where they are others. */
+static int both_rasters(PyObject *args, Py_buffer buffers[2], Raster *from, Raster *to)
+{
+    PyObject *source, *out;
+    if (!PyArg_ParseTuple(args, "OO", &source, &out)) return 0;
+    if (PyObject_GetBuffer(source, &buffers[0], PyBUF_STRIDES) != 0) return 0;
+    if (PyObject_GetBuffer(out, &buffers[1], PyBUF_STRIDES | PyBUF_WRITABLE) != 0) return 0;
+    if (!raster_of(&buffers[0], from) || !raster_of(&buffers[1], to)) return 0;
+    if (to->depth == 3) return 1;
+    PyErr_SetString(PyExc_ValueError, "the output must have three bytes a pixel");
+    return 0;
+}
+
+static PyObject *resize_bilinear(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer buffers[2] = {{0}, {0}};
+    Raster from, to;
+    int done = 0;
+    if (!both_rasters(args, buffers, &from, &to)) {
+    } else if (!has_rows(&from) || !has_rows(&to)) {
+        PyErr_SetString(PyExc_ValueError, "rows must have adjacent pixels, and follow each other");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        done = bilinear(&from, &to);
+        Py_END_ALLOW_THREADS
+        if (!done) PyErr_NoMemory();
+    }
+    PyBuffer_Release(&buffers[0]);
+    PyBuffer_Release(&buffers[1]);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyObject *copy(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer buffers[2] = {{0}, {0}};
+    Raster from, to;
+    int done = 0;
+    if (!both_rasters(args, buffers, &from, &to)) {
+    } else if (!has_rows(&from)) {
+        PyErr_SetString(PyExc_ValueError, "the pixels of a row must be adjacent");
+    } else if (from.height != to.height || from.width != to.width) {
+        PyErr_SetString(PyExc_ValueError, "both rasters must have the same size");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        copy_pixels(&from, &to, avx2);
+        Py_END_ALLOW_THREADS
+        done = 1;
+    }
+    PyBuffer_Release(&buffers[0]);
+    PyBuffer_Release(&buffers[1]);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
+static PyMethodDef methods[] = {{"window", window, METH_VARARGS, NULL},
+                                {"bilinear", resize_bilinear, METH_VARARGS, NULL},
+                                {"copy", copy, METH_VARARGS, NULL},
+                                {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_resample", .m_size = 0, .m_methods = methods};
 

@@ -1,8 +1,8 @@
-"""BMP: uncompressed pixels and run lengths. Pillow decodes palettes and 24 bits, OpenCV run lengths; pixels of 16 and
-32 bits are read by their masks here.
+"""BMP: uncompressed pixels and run lengths. Pillow decodes palettes and 24 bits; run lengths, and pixels of 16 and
+32 bits by their masks, are read here.
 
 Of masks, Pillow knows a few, and OpenCV fewer. Run lengths Pillow decodes pixel by pixel in Python: seconds of the
-interpreter for a file of 100 bytes.
+interpreter for a file of 100 bytes. Here a run takes one step, whatever its length.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL.BmpImagePlugin import BmpImageFile
@@ -27,7 +25,7 @@ from model.containers.header import (
     undecodable,
 )
 from model.errors import UnsupportedFormat
-from model.pixels import boxes, opencv_to_rgb, rgba_on_white
+from model.pixels import boxes, rgba_on_white
 from model.types import Reader, UInt8Array
 
 CORE_HEADER, INFO_HEADER, OS2_HEADER = 12, 40, 64
@@ -37,6 +35,11 @@ RGB_MASKS_HEADER, ALPHA_MASK_HEADER = 52, 56
 UNCOMPRESSED, BIT_FIELDS, ALPHA_BIT_FIELDS = 0, 3, 6
 RUN_LENGTHS = {1: 8, 2: 4}
 """The bits of a pixel in both kinds of run lengths."""
+END_OF_PICTURE, DELTA = 1, 2
+"""What follows a run of no pixels; 0 ends the row, and larger numbers of pixels follow one by one."""
+NIBBLES = [bytes((value >> 4, value & 15)) for value in range(256)]
+RUN_BYTE_COST = 50
+"""Of an encoded byte: a step for each run, of two bytes."""
 COMPRESSED = {4: "JPEG-compressed", 5: "PNG-compressed"}
 DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}
 """Of red, green and blue, by the bits of a pixel."""
@@ -59,7 +62,13 @@ class _Layout:
 
 @dataclass(frozen=True, slots=True)
 class _RunLengths:
-    """Pixels of a palette in run lengths."""
+    """Pixels of a palette in run lengths: where they are, the bits of one, and the palette's start and colours."""
+
+    offset: int
+    bits: int
+    top_down: bool
+    palette: int
+    colours: int
 
 
 def read_header(data: bytes) -> Header:
@@ -85,12 +94,14 @@ def read_header(data: bytes) -> Header:
     layout: object = None
     cost = 1
     if run_lengths:
-        layout = _RunLengths()
+        offset, colours = struct.unpack_from("<I", data, 10)[0], struct.unpack_from("<I", data, 46)[0]
+        layout = _RunLengths(offset, bits, height < 0, 14 + header_bytes, min(colours or 256, 1 << bits))
     elif bits in DEFAULT_MASKS:
         layout = masked = _masked(data, header_bytes, bits, compression, height < 0)
         cost = MASKED_COST + ALPHA_COST * bool(masked.alpha)
     # A negative height: the rows are stored from the top.
-    return header_of(ImageFormat.BMP, width, abs(height), cost * width * abs(height), layout=layout)
+    whole_cost = cost * width * abs(height) + RUN_BYTE_COST * len(data) * run_lengths
+    return header_of(ImageFormat.BMP, width, abs(height), whole_cost, layout=layout)
 
 
 def depends_on_reader(header: Header) -> bool:
@@ -108,19 +119,60 @@ def load(data: bytes, header: Header, reader: Reader) -> tuple[BmpImageFile | UI
     if isinstance(header.layout, _Layout):
         return _load_masked(data, header, header.layout, reader), UPRIGHT
     if isinstance(header.layout, _RunLengths):
-        return _load_run_lengths(data, header), UPRIGHT
+        return _load_run_lengths(data, header, header.layout), UPRIGHT
     file = BmpImageFile(BytesIO(data))
     check_size(file, header)
     file.load()
     return file, UPRIGHT
 
 
-def _load_run_lengths(data: bytes, header: Header) -> UInt8Array:
+def _load_run_lengths(data: bytes, header: Header, layout: _RunLengths) -> UInt8Array:
     """uint8 (H, W, 3), RGB. Pixels that the run lengths skip have the first colour of the palette."""
-    picture: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    if picture is None or picture.shape[:2] != (header.size.height, header.size.width):
-        raise undecodable(ImageFormat.BMP)
-    return opencv_to_rgb(picture)
+    height, width = header.size.height, header.size.width
+    colours = np.frombuffer(data, np.uint8, 4 * layout.colours, layout.palette).reshape(-1, 4)
+    palette = np.zeros((1 << 8, 3), np.uint8)
+    palette[: len(colours)] = colours[:, 2::-1]
+    try:
+        indices = np.frombuffer(_run_indices(data, width, height, layout), np.uint8).reshape(height, width)
+    except IndexError as error:
+        raise undecodable(ImageFormat.BMP) from error
+    return np.take(palette, indices if layout.top_down else indices[::-1], axis=0)
+
+
+def _run_indices(data: bytes, width: int, height: int, layout: _RunLengths) -> bytearray:
+    """The index of each pixel, row by row as they are stored, usually from the bottom. Raises IndexError: damaged."""
+    indices = bytearray(width * height)
+    wide = layout.bits == 8
+    place, at, row_complete = 0, layout.offset, False
+    while place < len(indices):
+        count, value = data[at], data[at + 1]
+        at += 2
+        number = count or value
+        if count or value > DELTA:
+            if place % width + number > width:
+                raise IndexError("a run exceeds its row")
+            if count:
+                run = bytes((value,)) * count if wide else (NIBBLES[value] * (count + 1 >> 1))[:count]
+            else:
+                stored = number if wide else number + 1 >> 1
+                run = data[at : at + stored]
+                if len(run) < stored:
+                    raise IndexError("truncated")
+                at += stored + (stored & 1)
+                run = run if wide else b"".join(map(NIBBLES.__getitem__, run))[:number]
+            indices[place : place + number] = run
+            place += number
+            row_complete = place % width == 0
+            continue
+        if value == END_OF_PICTURE:
+            break
+        if value == DELTA:
+            place += data[at] + data[at + 1] * width
+            at += 2
+        elif not row_complete:  # else the row has ended with its last pixel
+            place += width - place % width
+        row_complete = False
+    return indices
 
 
 def _masked(data: bytes, header_bytes: int, bits: int, compression: int, top_down: bool) -> _Layout:

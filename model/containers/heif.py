@@ -13,7 +13,6 @@ from fractions import Fraction
 from io import BytesIO
 from typing import Any
 
-import cv2
 import numpy as np
 import PIL.AvifImagePlugin
 import PIL.Image
@@ -23,7 +22,7 @@ from model.containers.bitstream import Coding
 from model.containers.header import ACCEPTED, HEIC_EXTRA, Header, ImageFormat, header_of
 from model.containers.isobmff import Item, NewItem, Property, Reference, Still
 from model.errors import ImageUndecodable, UnsupportedFormat
-from model.pixels import PIXEL_BYTES, opencv_to_rgb
+from model.pixels import PIXEL_BYTES, boxes, composite_on_white
 from model.types import UInt8Array
 
 try:
@@ -410,14 +409,18 @@ class _Decoded:
 
 def _decode_heic(file: bytes, size: tuple[int, int]) -> UInt8Array:
     """RGB on white, and perhaps a fourth channel without meaning. Raises what pi_heif does."""
-    image = pi_heif.open_heif(file, bgr_mode=True)[0]
+    image = pi_heif.open_heif(file)[0]
     if image.size != size:
         raise ValueError("the picture has another size")
     image.load()
-    pixels: Any = np.asarray(_Decoded(image, {"L": 1, "BGR": 3, "BGRA": 4, "BGRa": 4}[image.mode]))
+    pixels: UInt8Array = np.asarray(_Decoded(image, {"L": 1, "RGB": 3, "RGBA": 4, "RGBa": 4}[image.mode]))
     if image.mode == "L":
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
-    elif image.mode == "BGRa":
-        # Colours are multiplied by alpha already, so white is added.
-        pixels = cv2.add(pixels[..., :3], cv2.cvtColor(255 - pixels[..., 3], cv2.COLOR_GRAY2BGR))
-    return opencv_to_rgb(pixels)
+        pixels = np.repeat(pixels, 3, axis=2)
+    elif image.mode == "RGBA":
+        pixels = composite_on_white(pixels)
+    elif image.mode == "RGBa":
+        for left, top, right, bottom in boxes(*size):
+            # Colours are multiplied by alpha already, so white is added.
+            colours, alpha = np.split(pixels[top:bottom, left:right], (3,), axis=2)
+            colours += np.minimum(255 - alpha, 255 - colours)
+    return pixels

@@ -1,18 +1,18 @@
 """WebP: the still picture, or an animation's first frame.
 
-OpenCV decodes it. Pillow's decoder makes the same pixels, but holds four copies of them, each of four bytes a pixel,
-and takes twice the time.
+The libwebp that Pillow is linked to decodes it. Pillow itself makes the same pixels, but holds four copies of them,
+each of four bytes a pixel, and takes twice the time.
 """
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import cv2
 import numpy as np
+import PIL._webp
 
 from model.containers import vp8l
 from model.containers.header import (
@@ -26,11 +26,16 @@ from model.containers.header import (
     too_many_parts,
 )
 from model.errors import ImageUndecodable
-from model.pixels import WHITE, opencv_to_rgb
+from model.pixels import WHITE, composite_on_white
 from model.types import UInt8Array
 
-# It would write of each damaged picture to stderr, in its own form.
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# The functions are found in what Pillow's module needs: https://developers.google.com/speed/webp/docs/api
+_libwebp = ctypes.CDLL(PIL._webp.__file__)
+_DECODERS = {3: _libwebp.WebPDecodeRGBInto, 4: _libwebp.WebPDecodeRGBAInto}
+"""By the bytes of a pixel. They return NULL for what is damaged, and where memory is lacking."""
+for _decoder in _DECODERS.values():
+    _decoder.restype = ctypes.c_void_p
+    _decoder.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 HAS_ALPHA, IS_ANIMATED = 0x10, 0x02
 """Flags of an extended file."""
@@ -42,8 +47,6 @@ LOSSY_COST, LOSSLESS_COST, ALPHA_COST = 2, 6, 4
 """Of a pixel."""
 LOSSY_BYTE_COST, LOSSLESS_BYTE_COST = 16, 1.5
 """Of an encoded byte."""
-OPENCV_BYTES = 32
-"""OpenCV refuses shorter files. What follows a file's end is ignored."""
 LOSSLESS_BYTES = 8
 """Of a pixel at the peak: a lossless picture, or alpha, is decoded to four bytes, and copied to as many."""
 
@@ -99,14 +102,15 @@ def load(data: bytes, header: Header) -> tuple[UInt8Array, int]:
     assert isinstance(layout, _Layout)
     for stream, has_header in _lossless_streams(data, layout):
         vp8l.check_tables(stream, *layout.frame, has_header=has_header)
-    picture: Any = cv2.imdecode(np.frombuffer(_encoded(data, layout), np.uint8), cv2.IMREAD_UNCHANGED)
     width, height = layout.frame
-    if picture is None or picture.shape[:2] != (height, width):
-        raise ValueError("OpenCV cannot decode the picture")
+    has_alpha = _has_alpha(data, layout)
+    picture = np.empty((height, width, 4 if has_alpha else 3), np.uint8)
+    file, stride = _encoded(data, layout), picture.strides[0]
+    if not _DECODERS[picture.shape[2]](file, len(file), picture.ctypes.data, picture.nbytes, stride):
+        raise ValueError("libwebp cannot decode the picture")
     orientation = _orientation(data, layout.end)
-    if picture.shape[2] == 4 and not layout.still and not layout.flags & HAS_ALPHA:
-        picture = cv2.cvtColor(picture, cv2.COLOR_BGRA2BGR)
-    picture = opencv_to_rgb(picture)
+    if has_alpha:
+        picture = composite_on_white(picture)
     if layout.frame != layout.canvas:
         # Around the frame the canvas is transparent.
         canvas = np.full((layout.canvas[1], layout.canvas[0], 3), WHITE, np.uint8)
@@ -167,6 +171,14 @@ def _lossless_streams(data: bytes, layout: _Layout) -> Iterator[tuple[memoryview
             yield content[1:], False
 
 
+def _has_alpha(data: bytes, layout: _Layout) -> bool:
+    """Whether the picture has alpha: an animation's frame has it only where the file declares it."""
+    if not layout.chunks or not (layout.still or layout.flags & HAS_ALPHA):
+        return False
+    start = layout.chunks[-1][0]
+    return len(layout.chunks) > 1 or bool(_coded_sides(data, data[start : start + 4], start)[2])
+
+
 def _encoded(data: bytes, layout: _Layout) -> bytes:
     """A still WebP file of the picture's chunks alone, with alpha where the file has it, or an animation's frame."""
     flags = layout.flags & HAS_ALPHA if layout.still else HAS_ALPHA * (len(layout.chunks) > 1)
@@ -177,8 +189,7 @@ def _encoded(data: bytes, layout: _Layout) -> bytes:
         chunks.insert(0, EXTENDED + struct.pack("<IB3x", 10, flags) + sides)
     length = 4 + sum(map(len, chunks))
     # A last byte of padding may be missing.
-    file = b"".join((b"RIFF", struct.pack("<I", length + (length & 1)), b"WEBP", *chunks, bytes(length & 1)))
-    return file.ljust(OPENCV_BYTES, b"\0")
+    return b"".join((b"RIFF", struct.pack("<I", length + (length & 1)), b"WEBP", *chunks, bytes(length & 1)))
 
 
 def _orientation(data: bytes, start: int) -> int:

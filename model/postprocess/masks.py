@@ -11,11 +11,10 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import cast
 
-import cv2
 import numpy as np
 
+from model.png import png_bytes
 from model.postprocess.polygons import Polygons, trace_polygons
 from model.types import (
     BoolArray,
@@ -29,6 +28,7 @@ from model.types import (
     SoftMask,
 )
 
+TRANSPOSED_ROWS = 64
 STRIP_PIXELS = 1 << 18
 """Probabilities are computed for so many pixels at a time, to fit in a core's cache."""
 
@@ -118,9 +118,17 @@ def encode_rle(mask: RegionMask) -> RLE:
 
 def encode_segments_rle(result: SegmentResult) -> Iterator[RLE]:
     """The RLE of each segment, in order, from one pass over the label map."""
-    columns = cast(LabelMapArray, cv2.transpose(result.label_map))  # several times as fast as NumPy's
+    columns = _transposed(result.label_map)
     for edges in segment_edges(columns, [segment.index for segment in result.segments]):
         yield _from_edges(edges, result.size)
+
+
+def _transposed(label_map: LabelMapArray) -> LabelMapArray:
+    """Contiguous, and by strips: faster than NumPy, whose reads leave out most of each line of the caches."""
+    columns = np.empty(label_map.shape[::-1], label_map.dtype)
+    for top in range(0, len(label_map), TRANSPOSED_ROWS):
+        columns[:, top : top + TRANSPOSED_ROWS] = label_map[top : top + TRANSPOSED_ROWS].T
+    return columns
 
 
 def run_edges(lines: BoolArray, first_line: int, first_cell: int, length: int) -> IntArray:
@@ -235,8 +243,7 @@ def encode_png(mask: RegionMask) -> bytes:
 
 
 def _png(mask: BoolArray) -> bytes:
-    _, png = cv2.imencode(".png", mask.view(np.uint8) * np.uint8(255))
-    return png.tobytes()
+    return png_bytes(mask.view(np.uint8) * np.uint8(255))
 
 
 def encode_polygons(mask: RegionMask) -> Polygons:

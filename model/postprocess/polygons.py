@@ -50,11 +50,12 @@ CORNERS, SIDES = _corner_table()
 
 
 def trace_polygons(
-    labels: LabelMapArray | BoolArray, values: Sequence[int], left: int = 0, top: int = 0
+    labels: LabelMapArray | BoolArray, values: Sequence[int], left: int = 0, top: int = 0, *, holes: bool = True
 ) -> Iterator[Polygons]:
     """For each value the polygons, [x0, y0, x1, y1, ...], of its pixels in `labels`, (H, W), moved by (left, top).
 
-    The points are at most four for each pixel and three for each hole.
+    Without `holes` they are filled: a polygon is the outline alone, and parts within it have their own. The points are
+    at most four for each pixel and three for each hole.
     """
     height, width = labels.shape
     if not labels.size:
@@ -67,7 +68,82 @@ def trace_polygons(
         corner, pixel = np.divmod(around[first:stop] - value * corners * 4, 4)
         starts = np.flatnonzero(np.diff(corner, prepend=-1))
         bits = np.add.reduceat(1 << pixel, starts) if len(starts) else pixel
-        yield _outlines(corner[starts], bits, width + 1, np.array((left, top)))
+        yield _outlines(corner[starts], bits, width + 1, np.array((left, top)), holes)
+
+
+def outer_outlines(mask: BoolArray, left: int = 0, top: int = 0) -> Iterator[IntArray]:
+    """The outlines of a mask's connected parts, int64 (n, 2) of (x, y), by falling area of what they enclose.
+
+    Holes are filled, so a part in a hole has no outline. The mask's pixels are on the right of each side.
+    """
+    (polygons,) = trace_polygons(mask, [True], left, top, holes=False)
+    outlines = [np.array(polygon, np.int64).reshape(-1, 2) for polygon in polygons]
+    outlines.sort(key=enclosed_area, reverse=True)
+    larger: list[IntArray] = []
+    for outline in outlines:
+        # Its first point is the upper one of its leftmost side: right below it is a pixel of the part.
+        if not any(_encloses(other, outline[0]) for other in larger):
+            larger.append(outline)
+            yield outline
+
+
+def enclosed_area(outline: IntArray) -> int:
+    """In pixels, of an outline of `outer_outlines`."""
+    x, y = outline.T
+    return abs(int(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y))) // 2
+
+
+def pixels_along(outline: IntArray) -> IntArray:
+    """The pixels along the inner side of an outline of `outer_outlines`: int64 (n, 2) of (x, y), where they turn."""
+    step = np.sign(np.roll(outline, -1, axis=0) - outline)
+    # The pixel right of a side's first point, as seen along the side, and of its last one.
+    right = np.minimum(step, 0) + np.stack((np.minimum(-step[:, 1], 0), np.minimum(step[:, 0], 0)), axis=1)
+    first = outline + right
+    last = np.roll(outline, -1, axis=0) - step + right
+    pixels = np.stack((first, last), axis=1).reshape(-1, 2)
+    new = (pixels != np.roll(pixels, 1, axis=0)).any(axis=1)
+    if not new.any():
+        return pixels[:1]
+    pixels = pixels[new]
+    # Steps are along an axis, or one pixel along both.
+    steps = np.sign(np.roll(pixels, -1, axis=0) - pixels)
+    turns: IntArray = pixels[(steps != np.roll(steps, 1, axis=0)).any(axis=1)]
+    return turns
+
+
+def simplified(outline: IntArray, tolerance: float) -> IntArray:
+    """The points of a closed outline, int64 (n, 2), without those that are within `tolerance` of what is left.
+
+    D. Douglas and T. Peucker, Cartographica 10(2), 1973, for both parts between the first point and the farthest one.
+    """
+    closed = np.append(outline, outline[:1], axis=0).astype(np.float64)
+    farthest = int(np.square(closed - closed[0]).sum(axis=1).argmax())
+    kept = np.zeros(len(outline), np.bool_)
+    kept[[0, farthest]] = True
+    parts = [(0, farthest), (farthest, len(outline))]
+    while parts:
+        first, last = parts.pop()
+        if last - first < 2:
+            continue
+        offsets, chord = closed[first + 1 : last] - closed[first], closed[last] - closed[first]
+        length = float(np.hypot(*chord))
+        if length:
+            distances = np.abs(offsets[:, 0] * chord[1] - offsets[:, 1] * chord[0]) / length
+        else:
+            distances = np.hypot(*offsets.T)
+        middle = int(distances.argmax())
+        if distances[middle] > tolerance:
+            kept[first + 1 + middle] = True
+            parts += ((first, first + 1 + middle), (first + 1 + middle, last))
+    return outline[kept]
+
+
+def _encloses(outline: IntArray, pixel: IntArray) -> bool:
+    """Whether an odd number of its vertical sides are left of the pixel (x, y)'s centre."""
+    x, y = outline.T
+    next_y = np.roll(y, -1)
+    beside = (np.minimum(y, next_y) <= pixel[1]) & (pixel[1] < np.maximum(y, next_y))
+    return bool(np.count_nonzero(beside & (x <= pixel[0])) % 2)
 
 
 def _pixels_around_corners(labels: LabelMapArray | BoolArray) -> IntArray:
@@ -98,7 +174,7 @@ def _pixels_around_corners(labels: LabelMapArray | BoolArray) -> IntArray:
     return around
 
 
-def _outlines(corner: IntArray, bits: IntArray, stride: int, origin: IntArray) -> Polygons:
+def _outlines(corner: IntArray, bits: IntArray, stride: int, origin: IntArray, with_holes: bool) -> Polygons:
     """The polygons of a mask. `corner` = y * stride + x rises, where `bits` of the pixels around are set."""
     number = CORNERS[bits]
     second = np.zeros(number.sum(), np.int8)
@@ -120,6 +196,8 @@ def _outlines(corner: IntArray, bits: IntArray, stride: int, origin: IntArray) -
 
     # A ring starts on its leftmost edge. If the mask is west of that edge, the ring encloses a hole.
     encloses_hole = ~east[starts]
+    if not with_holes:
+        return _points(links, starts[~encloses_hole].tolist(), np.stack((x, y), axis=1) + origin)
     holes, hole_ends = starts[encloses_hole], ends[encloses_hole]
     order = np.argsort(y[holes], kind="stable")
     holes, hole_ends = holes[order], hole_ends[order]

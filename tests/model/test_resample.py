@@ -13,7 +13,8 @@ import PIL.Image
 import pytest
 
 from model.decode import Picture
-from model.preprocess import COMPILED, prepare, prepare_picture
+from model.preprocess import prepare, prepare_picture
+from model.resize import COMPILED
 from model.spec import CenterCropSpec
 from model.types import Image, ModelInput, Size, UInt8Array
 

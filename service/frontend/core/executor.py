@@ -25,7 +25,6 @@ from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, TypeVar
 
-import cv2
 import msgspec
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -418,9 +417,8 @@ class PreparePool(ThreadPool):
     """The threads of a front-end. `limits` bounds the images that are decoded; `fast` decodes large JPEGs smaller."""
 
     def __init__(self, threads: int, limits: DecodeLimits, *, fast: bool = False, max_bytes: int = 2**62) -> None:
-        # These threads are the parallelism; OpenCV's and OpenBLAS's own would compete with them. With OpenBLAS's,
+        # These threads are the parallelism; OpenBLAS's own would compete with them. With these,
         # pasting a hundred masks takes seven times as much CPU.
-        cv2.setNumThreads(1)
         threadpool_limits(1, "blas")
         self._limits = limits
         self._fast = fast

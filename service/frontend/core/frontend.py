@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import structlog
 from prometheus_client import CollectorRegistry
 
-from model.preprocess import COMPILED
+from model.resize import COMPILED
 from service.frontend.core.auth import Auth, open_auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool

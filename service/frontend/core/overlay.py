@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
-import cv2
 import numpy as np
 import PIL.Image
 
 from convmlp_client.drawing import draw_detections, draw_labels, draw_segments, draw_tags, panel_tops
+from model.png import png_bytes
 from model.postprocess.masks import RegionMask, paste_mask
 from model.types import (
     Box,
@@ -32,18 +32,15 @@ MAX_OVERLAY_SIDE: Final = 16_383
 
 
 class PictureFormat(StrEnum):
-    """Values are the file extensions that select OpenCV's encoder."""
+    """Values are Pillow's names."""
 
-    PNG = ".png"
-    JPEG = ".jpg"
-    WEBP = ".webp"
+    PNG = "PNG"
+    JPEG = "JPEG"
+    WEBP = "WEBP"
 
 
-ENCODER_OPTIONS: Final[dict[PictureFormat, Sequence[int]]] = {
-    PictureFormat.PNG: (),
-    PictureFormat.JPEG: (cv2.IMWRITE_JPEG_QUALITY, 90),
-    PictureFormat.WEBP: (cv2.IMWRITE_WEBP_QUALITY, 90),
-}
+QUALITY: Final = 90
+"""Of JPEG and WebP."""
 
 
 def render(image: Image, *results: Result) -> Image:
@@ -89,17 +86,19 @@ def scaled_down(image: Image) -> Image:
     if scale == 1.0:
         return image
     size = (max(1, int(width * scale)), max(1, int(height * scale)))
-    return Image(np.asarray(cv2.resize(image.pixels, size, interpolation=cv2.INTER_AREA), np.uint8))
+    return Image(np.asarray(PIL.Image.fromarray(image.pixels).resize(size, PIL.Image.Resampling.BOX)))
 
 
 def encode_picture(image: Image, picture_format: PictureFormat) -> bytes:
     """Encoded without metadata; JPEG and WebP at quality 90."""
-    return _encoded(np.asarray(cv2.cvtColor(image.pixels, cv2.COLOR_RGB2BGR), np.uint8), picture_format)
+    if picture_format is PictureFormat.PNG:
+        return png_bytes(image.pixels)
+    return _saved(PIL.Image.fromarray(image.pixels), picture_format, quality=QUALITY)
 
 
 def encode_label_map(label_map: LabelMapArray) -> bytes:
     """A grey PNG whose values are the class indices, or confidences: 8 bit for uint8, 16 bit for uint16."""
-    return _encoded(label_map, PictureFormat.PNG)
+    return png_bytes(label_map)
 
 
 def encode_class_colours(label_map: LabelMapArray, colours: Mapping[int, tuple[int, int, int]]) -> bytes:
@@ -113,9 +112,7 @@ def encode_class_colours(label_map: LabelMapArray, colours: Mapping[int, tuple[i
         return encode_picture(Image(table[label_map]), PictureFormat.PNG)
     picture = PIL.Image.fromarray(label_map)
     picture.putpalette(table.tobytes())
-    content = io.BytesIO()
-    picture.save(content, "PNG")
-    return content.getvalue()
+    return _saved(picture, PictureFormat.PNG)
 
 
 def _scaled(box: Box, scale: float) -> Box:
@@ -132,8 +129,7 @@ def _sampled(label_map: LabelMapArray, size: Size) -> LabelMapArray:
     return sampled
 
 
-def _encoded(pixels: LabelMapArray, picture_format: PictureFormat) -> bytes:
-    done, data = cv2.imencode(picture_format, pixels, list(ENCODER_OPTIONS[picture_format]))
-    if not done:
-        raise RuntimeError(f"{pixels.shape} {pixels.dtype} could not be encoded as {picture_format.name}")
-    return data.tobytes()
+def _saved(picture: PIL.Image.Image, picture_format: PictureFormat, **options: Any) -> bytes:  # noqa: ANN401
+    content = io.BytesIO()
+    picture.save(content, picture_format, **options)
+    return content.getvalue()

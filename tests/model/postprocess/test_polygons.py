@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
 from pycocotools import mask as coco
 
-from model.postprocess.polygons import Polygons, trace_polygons
+from model.postprocess.polygons import (
+    Polygons,
+    enclosed_area,
+    outer_outlines,
+    pixels_along,
+    simplified,
+    trace_polygons,
+)
 from model.types import BoolArray
 
 # A warning of pycocotools itself with NumPy 2.
@@ -159,3 +166,50 @@ def test_points_are_bounded() -> None:
     for pixels, holes in ((checkers, 0), (dots, 400)):
         points = sum(len(polygon) for polygon in outlines(pixels)) // 2
         assert points <= 4 * pixels.sum() + 3 * holes
+
+
+@pytest.mark.parametrize("seed", range(150))
+def test_outer_outlines_fill_parts_and_their_holes(seed: int) -> None:
+    """Each pixel of the mask is in one outline. Filled by OpenCV along its pixels, an outline is a connected part with
+    its holes; the areas fall."""
+    rng = np.random.default_rng(seed)
+    mask = rng.random(tuple(rng.integers(1, 20, 2))) < rng.random()
+    _, parts = cv2.connectedComponents(mask.view(np.uint8), connectivity=4)
+    covered = np.zeros_like(mask, np.uint8)
+    areas = []
+    for outline in outer_outlines(mask):
+        pixels = pixels_along(outline)
+        canvas = np.zeros(mask.shape, np.uint8)
+        filled = np.asarray(cv2.fillPoly(canvas, [pixels.astype(np.int32)], 1), np.uint8)
+        areas.append(enclosed_area(outline))
+        assert filled.sum() == areas[-1]
+        part = parts[pixels[0, 1], pixels[0, 0]]
+        assert part > 0
+        assert filled[parts == part].all()
+        assert not (covered & filled).any()
+        covered |= filled
+    assert covered[mask].all()
+    assert areas == sorted(areas, reverse=True)
+
+
+def test_pixels_along_turn() -> None:
+    """A rectangle has four corners, a slanting side none between its ends, and one pixel is one point."""
+    mask = np.zeros((9, 9), np.bool_)
+    mask[2:5, 1:8] = True
+    (outline,) = outer_outlines(mask, 10, 20)
+    assert sorted(pixels_along(outline).tolist()) == [[11, 22], [11, 24], [17, 22], [17, 24]]
+    (outline,) = outer_outlines(np.tri(9, dtype=np.bool_))
+    assert sorted(pixels_along(outline).tolist()) == [[0, 0], [0, 8], [8, 8]]
+    (outline,) = outer_outlines(np.ones((1, 1), np.bool_))
+    assert pixels_along(outline).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("tolerance", [1.0, 2.0, 4.0])
+def test_simplified_outlines_stay_near(tolerance: float) -> None:
+    """A disc's outline loses most of its points, each of which is within the tolerance of what is left."""
+    y, x = np.mgrid[:200, :200]
+    (outline,) = outer_outlines((y - 90) ** 2 + (x - 100) ** 2 < 80**2)
+    simple = simplified(outline, tolerance)
+    assert 3 < len(simple) < len(outline) / 2
+    ring = simple.astype(np.float32)
+    assert all(abs(cv2.pointPolygonTest(ring, (float(x), float(y)), True)) <= tolerance + 1e-3 for x, y in outline)

@@ -8,16 +8,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
-import cv2
 import msgspec
 import numpy as np
 
 from model.bundle import BundleConfig
 from model.postprocess.brush_rle import encode_brush, encode_segments_brush
 from model.postprocess.masks import RegionMask, paste_mask, rounded_score
-from model.postprocess.polygons import trace_polygons
+from model.postprocess.polygons import enclosed_area, outer_outlines, simplified
 from model.postprocess.results import postprocess
 from model.spec import ClassifyPostSpec, DetectPostSpec
 from model.types import (
@@ -26,6 +26,7 @@ from model.types import (
     ClassifyResult,
     Detection,
     DetectResult,
+    IntArray,
     QueryParams,
     RawOutput,
     SegmentResult,
@@ -45,6 +46,7 @@ SMALLEST_PART = 0.01
 """Parts of a mask with less than this share of the area of its largest one get no polygon."""
 MAX_PARTS = 100
 """Polygons of one mask."""
+MIN_CORNERS = 3
 
 
 class LabelStudioRegion(msgspec.Struct, frozen=True):
@@ -200,26 +202,20 @@ def _polygons(
         yield _region(control, {"points": points, "closed": True, "polygonlabels": [value]}, score, size)
 
 
-def _outlines(mask: BoolArray, left: int, top: int) -> list[Any]:
-    """The outlines of a mask's larger parts, int32 (n, 2) of (x, y), simplified. Holes are filled: a polygon has none.
+def _outlines(mask: BoolArray, left: int, top: int) -> Iterator[IntArray]:
+    """The outlines of a mask's larger parts, int64 (n, 2) of (x, y), simplified. Holes are filled: a polygon has none.
 
     They run along the edges of pixels, as boxes do.
     """
-    outer, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = cv2.drawContours(np.zeros(mask.shape, np.uint8), outer, -1, 1, cv2.FILLED)
-    (rings,) = trace_polygons(filled.view(np.bool_), [True], left, top)
-    outlines = [np.array(ring, np.int32).reshape(-1, 2) for ring in rings]
-    areas = [cv2.contourArea(outline) for outline in outlines]
-    largest = max(areas, default=0.0)
-    by_area = sorted(zip(areas, range(len(outlines)), strict=True), reverse=True)[:MAX_PARTS]
-    kept = [outlines[position] for area, position in by_area if area >= SMALLEST_PART * largest]
-    return [_simplified(outline) for outline in kept]
-
-
-def _simplified(outline: Any) -> Any:  # noqa: ANN401  (OpenCV's arrays)
-    tolerance = max(MIN_SIMPLIFIED_PX, SIMPLIFIED * cv2.arcLength(outline, True))
-    simple = cv2.approxPolyDP(outline, tolerance, True).reshape(-1, 2)
-    return simple if len(simple) >= 3 else outline
+    largest = 0
+    for outline in islice(outer_outlines(mask, left, top), MAX_PARTS):
+        area = enclosed_area(outline)
+        largest = max(area, largest)
+        if area < SMALLEST_PART * largest:
+            return
+        length = float(np.abs(np.roll(outline, -1, axis=0) - outline).sum())
+        simple = simplified(outline, max(MIN_SIMPLIFIED_PX, SIMPLIFIED * length))
+        yield simple if len(simple) >= MIN_CORNERS else outline
 
 
 def _region(control: Control, value: dict[str, Any], score: float, size: Size | None = None) -> LabelStudioRegion:

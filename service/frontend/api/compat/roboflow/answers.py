@@ -10,13 +10,13 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import msgspec
 import numpy as np
 
 from model.bundle import BundleConfig
 from model.decode import DecodeLimits, decode
 from model.postprocess.masks import RLE, MaskFormat, RegionMask, encode_mask, paste_mask, rounded_score
+from model.postprocess.polygons import outer_outlines, pixels_along
 from model.postprocess.results import postprocess
 from model.spec import ClassifyPostSpec
 from model.types import ClassifyResult, Detection, DetectResult, RawOutput, Result, SegmentResult, Size
@@ -207,12 +207,10 @@ def outline(mask: RegionMask) -> list[RoboflowPoint]:
     OpenCV, and so supervision, fills it to the part itself and its holes. A part of one or two pixels repeats a point:
     a polygon has three.
     """
-    pixels = np.ascontiguousarray(mask.pixels).view(np.uint8)
-    contours, _ = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-    if not contours:
+    largest = next(outer_outlines(np.ascontiguousarray(mask.pixels), mask.left, mask.top), None)
+    if largest is None:
         return []
-    largest = max(contours, key=lambda contour: (cv2.contourArea(contour), len(contour)))
-    points = [RoboflowPoint(x + mask.left, y + mask.top) for x, y in largest[:, 0].tolist()]
+    points = [RoboflowPoint(x, y) for x, y in pixels_along(largest).tolist()]
     return [*points, *[points[-1]] * (CORNERS - len(points))]
 
 
