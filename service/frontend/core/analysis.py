@@ -106,9 +106,12 @@ class Analysis(Generic[T]):
         self._engine.begin(caller, count)
         try:
             prepared = await self._prepared(preparing)
+            inputs = dict(zip(self._models, prepared.value, strict=True))
+            # The longest first: the answer is complete when the last one is, and cores may be fewer than models.
+            longest_first = sorted(inputs, key=lambda position: -self._engine.expected_s(self._models[position]))
             answering = {
-                position: self._answer(position, preparing, model_input, prepared.seconds, encoders[position])
-                for position, model_input in zip(self._models, prepared.value, strict=True)
+                position: self._answer(position, preparing, inputs[position], prepared.seconds, encoders[position])
+                for position in longest_first
                 if self._outcomes[position] is None
             }
             for position, outcome in zip(

@@ -216,6 +216,10 @@ class Engine:
         timings = Timings(decode_s, answer.queue_s, answer.infer_s, encoded.seconds)
         return Reply(encoded.value, timings, answer.batch_images, answer.precision)
 
+    def expected_s(self, model: ModelStatus) -> float:
+        """About how long the network and the encoding take for an image; 0 where nothing is known."""
+        return sum(self._after_s.get((model.config.task, False), NOTHING_KNOWN))
+
     def begin(self, caller: str, images: int) -> None:
         """Count images of a caller that are in progress until `end`. Each model that answers an image counts.
 

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import io
 import json
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -179,6 +180,22 @@ async def test_a_failure_costs_only_its_place(pair: PairAtWork) -> None:
         assert (alone.status_code, problem_of(alone.content)["status"]) == (500, 500)
         drawn = await pair.http.post("/analyze", content=IMAGE, headers={"Accept": "image/png"})
         assert drawn.status_code == 500  # a drawing cannot show that a part is missing
+
+
+async def test_the_longest_job_is_sent_first() -> None:
+    """Where the device computes one job after the other, the model that has taken longest begins."""
+    began: list[str] = []
+
+    def takes(model: str, images: int, lanes: int) -> None:  # noqa: ARG001
+        began.append(model)
+        time.sleep({"fake_segment": 0.08, "fake_detect": 0.04}.get(model, 0.0))
+
+    async with open_pair() as pair:
+        pair.worker.runner.takes = takes
+        await analyze(pair)
+        began.clear()
+        await analyze(pair)
+    assert began == ["fake_segment", "fake_detect", "fake_classify"]
 
 
 async def test_a_bad_image_is_the_request_s_error(pair: PairAtWork) -> None:
