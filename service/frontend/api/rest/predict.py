@@ -230,7 +230,7 @@ class Predict(ModelEndpoint[Query]):
 
     def _json_advice(self, query: Query) -> str:
         advice = super()._json_advice(query)
-        # A view is a PNG whatever Accept says.
+        # A view is a PNG, whatever Accept is.
         return advice if query.view is None else f"leave `view` out and {advice}"
 
     def _draw(self, query: Query, image: bytes, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
