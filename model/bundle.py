@@ -219,6 +219,9 @@ def write_accuracy(bundle: Bundle, accuracy: Accuracy) -> Bundle:
     return Bundle(bundle.folder, config)
 
 
+ADDED = "`convmlp models pull` and `import` put others into the folder --models-dir"
+
+
 def find_bundle(name: str, models_dir: Path | None) -> Path:
     """The folder of a model's bundle: in `models_dir`, else among the embedded bundles. `name` may have a version.
 
@@ -230,7 +233,7 @@ def find_bundle(name: str, models_dir: Path | None) -> Path:
         if root is not None and (root / folder / CONFIG_FILE).exists():
             return root / folder
     known = ", ".join(bundle_names(models_dir)) or "none"
-    raise BundleInvalid(f"there is no model {folder!r} in the store; known: {known}")
+    raise BundleInvalid(f"there is no model {folder!r} in the store; known: {known}; {ADDED}")
 
 
 def bundle_names(models_dir: Path | None) -> list[str]:

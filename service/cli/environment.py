@@ -45,15 +45,16 @@ TESTS = "CONVMLP_TEST_"
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """What is wrong with each variable whose name begins like a setting's and that nothing reads."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields} | OTHERS
+    offered = known.difference(PROCESSES)
     return [
-        f"there is no setting {name}{_similar(name, known)}"
+        f"there is no setting {name}{_similar(name, offered)}"
         for name, value in sorted(environment.items())
         if name.startswith(PREFIX) and name not in known and not _is_foreign(name, value)
     ]
 
 
 def similar_setting(name: str) -> str:
-    """`; did you mean NAME?` for a name that is no setting's; empty where none is like it."""
+    """What follows a name that is no setting's: `; did you mean NAME?`, or else where all names are."""
     return _similar(name, Settings.model_fields)
 
 
@@ -64,5 +65,7 @@ def _is_foreign(name: str, value: str) -> bool:
 
 
 def _similar(name: str, known: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
+    # Without the prefix: what all names share would make each of them similar.
+    by_rest = {one.removeprefix(PREFIX): one for one in known}
+    nearest = difflib.get_close_matches(name.removeprefix(PREFIX), by_rest, n=1)
+    return f"; did you mean {by_rest[nearest[0]]}?" if nearest else "; `convmlp serve --help` has all"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ FORMATS = {
     ".webp": PictureFormat.WEBP,
 }
 
+OTHER_URL = re.compile("[A-Za-z][A-Za-z0-9+.-]*://")
+"""Names that begin so are no files, unless one exists."""
 
 SUFFIXES = frozenset({*FORMATS, ".avif", ".bmp", ".gif", ".heic", ".heif", ".tif", ".tiff"})
 """Of the images in a folder."""
@@ -75,12 +78,18 @@ def image_files(paths: Sequence[str]) -> list[ImageFile]:
     left out.
 
     Raises:
-        typer.BadParameter: a folder or a pattern has none, stdin is named twice, or there are more than MAX_IMAGES.
+        typer.BadParameter: a folder or a pattern has none, a URL is of another scheme than http and https, stdin is
+            named twice, or there are more than MAX_IMAGES.
     """
     if paths.count("-") > 1:
         raise typer.BadParameter("- is stdin, which can be read only once")
     files: list[ImageFile] = []
     for path in paths:
+        if OTHER_URL.match(path) and not _is_url(path) and not Path(path).exists():
+            raise typer.BadParameter(
+                f"{printable(path)} cannot be read: only http:// and https:// URLs are downloaded; name a file of this "
+                "machine by its path"
+            )
         if Path(path).is_dir():
             found, where = _pictures(_visible(Path(path))), "the folder"
         elif glob.has_magic(path) and not _is_url(path) and not Path(path).exists():

@@ -26,6 +26,12 @@ def test_an_unknown_variable_is_an_error(command: str) -> None:
     assert ran.stderr == "convmlp: there is no setting CONVMLP_HTPP_PORT; did you mean CONVMLP_HTTP_PORT?\n"
 
 
+@pytest.mark.parametrize("name", ["CONVMLP_FOO", "CONVMLP_ROLES"])
+def test_an_unknown_variable_like_no_setting(name: str) -> None:
+    """No setting is offered for the prefix alone, nor what only the service's own processes get."""
+    assert unknown_variables({name: "1"}) == [f"there is no setting {name}; `convmlp serve --help` has all"]
+
+
 def test_an_unknown_variable_does_not_hide_the_help() -> None:
     """The help of a command has the right names."""
     ran = CliRunner().invoke(app, ["classify", "--help"], env={"CONVMLP_ULR": "http://localhost:8000"})

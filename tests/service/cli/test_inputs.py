@@ -5,7 +5,14 @@ from pathlib import Path
 import pytest
 import typer
 
-from service.cli.inputs import ImageFile, output_paths
+from service.cli.inputs import ImageFile, image_files, output_paths
+
+
+@pytest.mark.parametrize("url", ["ftp://example.org/cat.jpg", "file:///srv/cat.jpg", "s3://bucket/*.jpg"])
+def test_a_url_of_another_scheme(url: str) -> None:
+    """It is no name of a file: the error names the schemes that are downloaded."""
+    with pytest.raises(typer.BadParameter, match="only http:// and https:// URLs"):
+        image_files([url])
 
 
 def test_one_drawing_is_written_to_the_named_file(tmp_path: Path) -> None:

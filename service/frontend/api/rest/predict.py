@@ -101,6 +101,10 @@ class ImageEndpoint(ABC, Generic[Q, M]):
     def _encode(self, model: M, results: list[bytes]) -> bytes:
         """The whole answer as JSON, around the results of the images."""
 
+    def _json_advice(self, query: Q) -> str:  # noqa: ARG002  (subclasses look at it)
+        """What a caller must change to get JSON in place of a picture."""
+        return f"accept {Medium.JSON}"
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002  (ASGI's)
         """Answer one request.
 
@@ -141,7 +145,7 @@ class ImageEndpoint(ABC, Generic[Q, M]):
                 if query.medium is not Medium.JSON:
                     raise BadParameter(
                         f"a picture answers one image and the request has {len(uploads)}; send them one by one, "
-                        f"or accept {Medium.JSON}"
+                        f"or {self._json_advice(query)}"
                     )
                 with request.connection.disconnect:
                     results = await self._predict_all(request, model, query, uploads, deadline_s)
@@ -223,6 +227,11 @@ class Predict(ModelEndpoint[Query]):
         if query.medium is Medium.JSON:
             return self._engine.predict(request, partial(encode_output, query.mask_format))
         return self._engine.predict(request, partial(self._draw, query, image), draws=True)
+
+    def _json_advice(self, query: Query) -> str:
+        advice = super()._json_advice(query)
+        # A view is a PNG, whatever Accept is.
+        return advice if query.view is None else f"leave `view` out and {advice}"
 
     def _draw(self, query: Query, image: bytes, raw: RawOutput, config: BundleConfig, size: Size) -> bytes:
         """A picture: the class of each pixel, or its confidence, or the image with the answer drawn on it."""

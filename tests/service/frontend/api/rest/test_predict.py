@@ -151,12 +151,22 @@ async def test_nothing_acceptable_is_406(rest: Rest, path: str) -> None:
     assert ("image/png" in problem["detail"]) == (path != "/embed")
 
 
-async def test_overlay_of_several_images_is_refused(rest: Rest) -> None:
-    """A picture is the answer to one image only, and several are refused in words."""
+@pytest.mark.parametrize(
+    ("path", "accept", "advice"),
+    [
+        ("/detect", "image/png", "or accept application/json"),
+        ("/segment?view=labelmap", "application/json", "or leave `view` out and accept application/json"),
+    ],
+)
+async def test_picture_of_several_images_is_refused(rest: Rest, path: str, accept: str, advice: str) -> None:
+    """A picture is the answer to one image only: several are refused, and the advice leads to an answer."""
     files = [("image", picture()), ("image", picture())]
-    response = await rest.http.post("/detect", files=files, headers={"Accept": "image/png"})
+    response = await rest.http.post(path, files=files, headers={"Accept": accept})
     assert response.status_code == 422
-    assert "one by one" in response.json()["detail"]
+    assert response.json()["detail"].endswith(f"send them one by one, {advice}")
+    task, _, _ = path.partition("?")
+    response = await rest.http.post(task, files=files, headers={"Accept": "application/json"})
+    assert len(response.json()["results"]) == 2
 
 
 async def test_label_map(rest: Rest) -> None:
