@@ -89,7 +89,7 @@ def _padded(pixels: UInt8Array, original: Size, spec: PaddedSpec) -> ModelInput:
 
 def _center_crop(source: PIL.Image.Image | UInt8Array, original: Size, spec: CenterCropSpec) -> ModelInput:
     content = content_size(original, spec)
-    top, left = _centered(content.height, spec.crop), _centered(content.width, spec.crop)
+    top, left = _corner(content, spec.crop)
     rows = range(max(top, 0), min(top + spec.crop, content.height))
     columns = range(max(left, 0), min(left + spec.crop, content.width))
     elongated = max(original.height, original.width) >= ELONGATED * min(original.height, original.width)
@@ -150,9 +150,11 @@ def _source_span(target: range, scale: float, length: int) -> tuple[float, float
     return start, stop, max(math.floor(start - radius), 0), min(math.ceil(stop + radius), length)
 
 
-def _centered(length: int, crop: int) -> int:
-    """The first pixel of a centred crop, rounded as torchvision does; negative if the crop is longer than `length`."""
-    return round((length - crop) / 2) if length >= crop else -((crop - length) // 2)
+def _corner(content: Size, crop: int) -> tuple[int, int]:
+    """The first row and column of a centred crop, rounded as torchvision does; negative where the crop is longer."""
+    lengths = content.height, content.width
+    top, left = [round((length - crop) / 2) if length >= crop else -((crop - length) // 2) for length in lengths]
+    return top, left
 
 
 def _round_up(length: int, multiple: int) -> int:

@@ -8,10 +8,8 @@ from functools import partial
 
 from benchmarks.tail.simulation import Curve, Policy, shape_of
 from service.settings import Settings
-from service.worker.admission import LatencyEstimator
-from service.worker.batching import BatchSizeLimits
+from service.worker.batching import BatchSizeLimits, LatencyEstimator, Scheduler
 from service.worker.queue import LEAD_S, FairShares, JobQueue
-from service.worker.scheduling import Scheduler
 from service.worker.types import Job, RunningBatch
 
 MakePolicy = Callable[[Mapping[str, Curve], int], Policy]
@@ -43,8 +41,9 @@ class Ours:
         self._scheduler.arrived(free, now_s)
 
     def next(self, free: int, running: Sequence[RunningBatch], now_s: float) -> RunningBatch | None:
+        batch: RunningBatch | None
         if free:
-            batch = self._scheduler.next(free, running, now_s)
+            batch = self._scheduler.next(free, running, now_s) if self._queue.images else None
         elif not self._overlaps or any(one.overlaps for one in running):
             return None
         else:

@@ -170,7 +170,8 @@ def read_header(data: bytes) -> Header:
         # Coefficients have two bytes each; the picture is beside them.
         decode_bytes = max(decode_bytes, 2 * samples + PIXEL_BYTES * height * width)
     scanned = (USUAL_SCANS if several_scans else 1) * samples
-    cost, worst_cost = int(layout.cost(scanned)), int(layout.worst_cost(scanned, samples))
+    cost = int(layout.cost(scanned))
+    worst_cost = int(layout.worst_cost(scanned, samples)) if frame in ARITHMETIC else cost
     return Header(ImageFormat.JPEG, Size(height, width), decode_bytes, cost, worst_cost, layout)
 
 
@@ -202,7 +203,7 @@ def load(
         elif marker == APP1 and data.startswith(b"Exif\0\0", start + 4):
             # A long block continues in further segments.
             exif += data[start + 10 : end]
-    cost = int(layout.worst_cost(layout.samples, layout.samples))
+    cost = header.worst_cost  # with one scan
     if layout.several_scans:
         parts[-1:], end, cost = _scans(view, layout, max_cost)
     elif cost > max_cost:
@@ -219,7 +220,7 @@ def load(
         scale = next(scale for scale in (8, 4, 2, 1) if scale <= max(room, 1))
         size = Size(-(-size.height // scale), -(-size.width // scale))
     encoded = b"".join(parts)
-    colours = "CMYK" if depends_on_reader(header) else "RGB"
+    colours = "CMYK" if len(layout.components) == CMYK_COMPONENTS else "RGB"
     # Of the scales it takes the smallest that gives this size.
     least = (size.height, size.width) if scale > 1 else (0, 0)
     try:

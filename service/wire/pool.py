@@ -73,7 +73,8 @@ class WorkerPool:
         self._drains: set[asyncio.Task[None]] = set()
         """Of removed workers."""
         self._change = asyncio.Event()
-        self._models: tuple[ModelStatus, ...] | None = None
+        self.models: tuple[ModelStatus, ...] | None = None
+        """The models that the workers serve, or served before they were lost; None while that is not known."""
         self.routes: Mapping[str, Route] = {}
         """By what requests may name: a model's name, or one of its versions."""
         self.default_routes: Mapping[Task, Route] = {}
@@ -230,10 +231,6 @@ class WorkerPool:
         """An event that is set at the next change of `models` or `readiness`."""
         return self._change
 
-    def models(self) -> tuple[ModelStatus, ...] | None:
-        """The models that the workers serve, or served before they were lost; None while that is not known."""
-        return self._models
-
     def readiness(self) -> Readiness:
         """Whether every served model is ready on at least one worker."""
         return merge_readiness([client.view() for client in self._clients])
@@ -264,7 +261,7 @@ class WorkerPool:
 
     def _changed(self) -> None:
         views = [client.view() for client in self._clients]
-        self._models = merge_models(views)
+        self.models = merge_models(views)
         self._set_routes(merge_routes(views))
         self._ready.clear()
         self._listener.workers_up(sum(view.phase is not None for view in views), len(views))
@@ -273,7 +270,7 @@ class WorkerPool:
 
     def _set_routes(self, routes: Mapping[str, Route]) -> None:
         defaults: dict[Task, Route] = {}
-        for model in self._models or ():
+        for model in self.models or ():
             defaults.setdefault(model.config.task, routes[base_name(model.config.name)])
         before, self.routes, self.default_routes = self.routes, routes, defaults
         for name, route in routes.items():

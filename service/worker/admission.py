@@ -1,7 +1,4 @@
-"""How long jobs take on the device, which jobs are admitted, and Retry-After.
-
-All estimates of time are made here. Messages carry them to the front-ends.
-"""
+"""When jobs would be answered, which of them are admitted, and Retry-After. Messages carry these to the front-ends."""
 
 from __future__ import annotations
 
@@ -12,118 +9,13 @@ from collections.abc import Callable, Sequence
 from model.errors import ConvMLPError
 from service.errors import DeadlineExceeded, Overloaded, too_late
 from service.wire.messages import WaitEstimate
-from service.worker.batching import BatchSizeLimits, overlap_s, plan_batch
+from service.worker.batching import BatchSizeLimits, LatencyEstimator, overlap_s, plan_batch
 from service.worker.queue import JobQueue
 from service.worker.types import Job, RunningBatch, Shape
 
 MARGIN = 1.2
 """Factor on the expected wait before a job's own batch: an estimate that is met on average is missed half of the time.
 """
-SMOOTHING = 0.2
-"""Weight of the latest batch in the mean of `LatencyEstimator`."""
-MIN_DIFFERENCE = 0.5
-"""Of an output's pixels from the mean, as a part of them: times of more equal ones differ mostly by chance."""
-DEVIATIONS = 2.0
-"""A batch seldom takes longer than expected by more than so many times the mean of its differences."""
-MAX_KNOWN = 256
-"""Shapes, and slots, whose speed is kept."""
-
-
-class LatencyEstimator:
-    """Seconds of one lane that an image takes, by shape: an exponential mean over batches.
-
-    Only batches on one lane count: several lanes together take longer for an image, and a batch gets them only while
-    there is little to do. The first batch of a shape does not count: it chooses kernels and allocates memory, and an
-    estimate made from it would refuse jobs without a reason. Until the second one a shape is as fast by pixels as the
-    fastest batch of its model since the last trial. How much the times of a shape vary is estimated too.
-
-    A segmenter also computes as many pixels as its picture has, whatever the network's input. The seconds of such a
-    pixel are learned, for a slot, from batches of one shape with pictures of other sizes; until then they are 0.
-    """
-
-    def __init__(self) -> None:
-        self._seconds: dict[Shape, tuple[float, float, float] | None] = {}
-        """Of an image, and its output's pixels: means. Also the mean of how far the seconds are from expected ones."""
-        self._by_pixel: dict[str, float] = {}
-        self._outputs: dict[str, tuple[float, float]] = {}
-        """By slot, over differences of outputs within a shape: sums of pixels times seconds, and of pixels squared."""
-
-    def record_trial(self, shape: Shape, images: int, seconds: float) -> None:
-        """Record a trial: a batch of `images` took `seconds` on one lane."""
-        self._by_pixel[shape.slot] = seconds / images / shape.pixels
-        self._forget()
-
-    def record(self, shape: Shape, images: int, seconds: float, output_pixels: int = 0) -> None:
-        """Record a batch of `images`, with `output_pixels` in all, that took `seconds` on one lane."""
-        known = shape in self._seconds
-        image_s, output, before = seconds / images, output_pixels / images, self._seconds.pop(shape, None)
-        if not known:
-            self._seconds[shape] = None
-        else:
-            if before is None:
-                self._seconds[shape] = image_s, output, 0.0
-            else:
-                mean_s, mean, deviation_s = before
-                off_s = abs(image_s - self._seconds_of(shape, before, output))
-                if output:
-                    self._learn_output(shape.slot, image_s - mean_s, output - mean, output)
-                self._seconds[shape] = (
-                    mean_s + SMOOTHING * (image_s - mean_s),
-                    mean + SMOOTHING * (output - mean),
-                    deviation_s + SMOOTHING * (off_s - deviation_s),
-                )
-            input_s = image_s - self._output_pixel_s(shape.slot) * output if output else image_s
-            fastest = self._by_pixel.pop(shape.slot, math.inf)
-            self._by_pixel[shape.slot] = min(fastest, max(input_s, 0.0) / (shape.height * shape.width))
-        if len(self._seconds) > MAX_KNOWN or len(self._by_pixel) > MAX_KNOWN:
-            self._forget()
-
-    def image_s(self, shape: Shape, output_pixels: int | None = None) -> float:
-        """Expected seconds of one lane for an image; 0 where nothing is known.
-
-        `output_pixels`: those of its output; None: as many as images of the shape have had.
-        """
-        known = self._seconds.get(shape)
-        if known is None:
-            known = self._by_pixel.get(shape.slot, 0.0) * shape.height * shape.width, 0.0, 0.0
-        return self._seconds_of(shape, known, output_pixels)
-
-    def longer_s(self, shape: Shape) -> float:
-        """Seconds of one lane by which an image seldom takes longer than expected; 0 where nothing is known."""
-        known = self._seconds.get(shape)
-        return 0.0 if known is None else DEVIATIONS * known[2]
-
-    def _seconds_of(self, shape: Shape, known: tuple[float, float, float], output_pixels: float | None) -> float:
-        """As `image_s`, from what is recorded for a shape."""
-        seconds, mean, _ = known
-        if not output_pixels or output_pixels == mean:
-            return seconds
-        output_pixel_s = self._output_pixel_s(shape.slot)
-        if mean:
-            output_pixel_s = min(output_pixel_s, seconds / mean)
-        return seconds + output_pixel_s * (output_pixels - mean)
-
-    def _learn_output(self, slot: str, more_s: float, more: float, output: float) -> None:
-        """Learn from an image that had `more` output pixels than others of its shape, and took `more_s` longer."""
-        if abs(more) < MIN_DIFFERENCE * output:
-            return
-        products, squares = self._outputs.pop(slot, (0.0, 0.0))
-        kept = 1 - SMOOTHING
-        self._outputs[slot] = kept * products + more * more_s, kept * squares + more * more
-
-    def _output_pixel_s(self, slot: str) -> float:
-        """Seconds of an output's pixel, by least squares; 0 where nothing is known."""
-        products, squares = self._outputs.get(slot, (0.0, 1.0))
-        return max(0.0, products / squares)
-
-    def _forget(self) -> None:
-        """Drop what was recorded longest ago."""
-        if len(self._seconds) > MAX_KNOWN:
-            del self._seconds[next(iter(self._seconds))]
-        if len(self._by_pixel) > MAX_KNOWN:
-            del self._by_pixel[next(iter(self._by_pixel))]
-        if len(self._outputs) > MAX_KNOWN:
-            del self._outputs[next(iter(self._outputs))]
 
 
 class Admission:

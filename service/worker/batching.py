@@ -17,23 +17,19 @@ job waits, and no job waits for others to share its batch. Waiting jobs are spre
 
 While all lanes are busy, the next batches grow. Only inputs of one shape share a batch: an answer must not depend on
 the other images of its batch.
+
+`Dispatcher` runs what `Scheduler` chooses. Nothing here has a clock or a device, so that `benchmarks.tail` simulates
+the same code.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import structlog
-
-from model.errors import ConvMLPError
-from model.types import Batch
-from service.errors import Internal, Overloaded
-from service.worker.runner import OutOfDeviceMemory
-from service.worker.types import Job, RunningBatch, Shape
+from service.worker.queue import JobQueue
+from service.worker.types import RunningBatch, Shape
 
 MAX_CAPS = 256
 """Shapes whose memory cap is kept."""
@@ -46,7 +42,14 @@ more than it gains."""
 OVERLAP_PART = 0.25
 """Of the time to that end, the most that another batch may take meanwhile."""
 
-log = structlog.get_logger(__name__)
+SMOOTHING = 0.2
+"""Weight of the latest batch in the mean of `LatencyEstimator`."""
+MIN_DIFFERENCE = 0.5
+"""Of an output's pixels from the mean, as a part of them: times of more equal ones differ mostly by chance."""
+DEVIATIONS = 2.0
+"""A batch seldom takes longer than expected by more than so many times the mean of its differences."""
+MAX_KNOWN = 256
+"""Shapes, and slots, whose speed is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,104 @@ def overlap_s(running: Sequence[RunningBatch], now_s: float) -> float:
     """
     left_s = min((batch.left_s(now_s) / batch.lanes for batch in running if not batch.overlaps), default=0.0)
     return OVERLAP_PART * left_s if left_s >= OVERLAP_FROM_S else 0.0
+
+
+class LatencyEstimator:
+    """Seconds of one lane that an image takes, by shape: an exponential mean over batches.
+
+    Only batches on one lane count: several lanes together take longer for an image, and a batch gets them only while
+    there is little to do. The first batch of a shape does not count: it chooses kernels and allocates memory, and an
+    estimate made from it would refuse jobs without a reason. Until the second one a shape is as fast by pixels as the
+    fastest batch of its model since the last trial. How much the times of a shape vary is estimated too.
+
+    A segmenter also computes as many pixels as its picture has, whatever the network's input. The seconds of such a
+    pixel are learned, for a slot, from batches of one shape with pictures of other sizes; until then they are 0.
+    """
+
+    def __init__(self) -> None:
+        self._seconds: dict[Shape, tuple[float, float, float] | None] = {}
+        """Of an image, and its output's pixels: means. Also the mean of how far the seconds are from expected ones."""
+        self._by_pixel: dict[str, float] = {}
+        self._outputs: dict[str, tuple[float, float]] = {}
+        """By slot, over differences of outputs within a shape: sums of pixels times seconds, and of pixels squared."""
+
+    def record_trial(self, shape: Shape, images: int, seconds: float) -> None:
+        """Record a trial: a batch of `images` took `seconds` on one lane."""
+        self._by_pixel[shape.slot] = seconds / images / shape.pixels
+        self._forget()
+
+    def record(self, shape: Shape, images: int, seconds: float, output_pixels: int = 0) -> None:
+        """Record a batch of `images`, with `output_pixels` in all, that took `seconds` on one lane."""
+        known = shape in self._seconds
+        image_s, output, before = seconds / images, output_pixels / images, self._seconds.pop(shape, None)
+        if not known:
+            self._seconds[shape] = None
+        else:
+            if before is None:
+                self._seconds[shape] = image_s, output, 0.0
+            else:
+                mean_s, mean, deviation_s = before
+                off_s = abs(image_s - mean_s)
+                if output:
+                    off_s = abs(image_s - self._seconds_of(shape, before, output))
+                    self._learn_output(shape.slot, image_s - mean_s, output - mean, output)
+                self._seconds[shape] = (
+                    mean_s + SMOOTHING * (image_s - mean_s),
+                    mean + SMOOTHING * (output - mean),
+                    deviation_s + SMOOTHING * (off_s - deviation_s),
+                )
+            input_s = image_s - self._output_pixel_s(shape.slot) * output if output else image_s
+            fastest = self._by_pixel.pop(shape.slot, math.inf)
+            self._by_pixel[shape.slot] = min(fastest, max(input_s, 0.0) / (shape.height * shape.width))
+        if len(self._seconds) > MAX_KNOWN or len(self._by_pixel) > MAX_KNOWN:
+            self._forget()
+
+    def image_s(self, shape: Shape, output_pixels: int | None = None) -> float:
+        """Expected seconds of one lane for an image; 0 where nothing is known.
+
+        `output_pixels`: those of its output; None: as many as images of the shape have had.
+        """
+        known = self._seconds.get(shape)
+        if known is None:
+            known = self._by_pixel.get(shape.slot, 0.0) * shape.height * shape.width, 0.0, 0.0
+        return self._seconds_of(shape, known, output_pixels) if output_pixels else known[0]
+
+    def longer_s(self, shape: Shape) -> float:
+        """Seconds of one lane by which an image seldom takes longer than expected; 0 where nothing is known."""
+        known = self._seconds.get(shape)
+        return 0.0 if known is None else DEVIATIONS * known[2]
+
+    def _seconds_of(self, shape: Shape, known: tuple[float, float, float], output_pixels: float) -> float:
+        """As `image_s`, from what is recorded for a shape."""
+        seconds, mean, _ = known
+        if output_pixels == mean:
+            return seconds
+        output_pixel_s = self._output_pixel_s(shape.slot)
+        if mean:
+            output_pixel_s = min(output_pixel_s, seconds / mean)
+        return seconds + output_pixel_s * (output_pixels - mean)
+
+    def _learn_output(self, slot: str, more_s: float, more: float, output: float) -> None:
+        """Learn from an image that had `more` output pixels than others of its shape, and took `more_s` longer."""
+        if abs(more) < MIN_DIFFERENCE * output:
+            return
+        products, squares = self._outputs.pop(slot, (0.0, 0.0))
+        kept = 1 - SMOOTHING
+        self._outputs[slot] = kept * products + more * more_s, kept * squares + more * more
+
+    def _output_pixel_s(self, slot: str) -> float:
+        """Seconds of an output's pixel, by least squares; 0 where nothing is known."""
+        products, squares = self._outputs.get(slot, (0.0, 1.0))
+        return max(0.0, products / squares)
+
+    def _forget(self) -> None:
+        """Drop what was recorded longest ago."""
+        if len(self._seconds) > MAX_KNOWN:
+            del self._seconds[next(iter(self._seconds))]
+        if len(self._by_pixel) > MAX_KNOWN:
+            del self._by_pixel[next(iter(self._by_pixel))]
+        if len(self._outputs) > MAX_KNOWN:
+            del self._outputs[next(iter(self._outputs))]
 
 
 class BatchSizeLimits:
@@ -192,57 +293,69 @@ class ArrivalUtilisation:
         self._arrived_s = now_s
 
 
-class Retries:
-    """Parts of failed batches, which run again before the queue. A job is answered with an error only after it ran
-    alone."""
+class Scheduler:
+    """Takes batches from a queue. `lanes`: of the device; `max_lanes`: the most that make a single batch faster."""
 
-    def __init__(self, limits: BatchSizeLimits) -> None:
+    def __init__(
+        self, queue: JobQueue, limits: BatchSizeLimits, latency: LatencyEstimator, lanes: int, max_lanes: int
+    ) -> None:
+        self._queue = queue
         self._limits = limits
-        self.parts: deque[tuple[Job, ...]] = deque()
-        self.alone: deque[tuple[Job, ...]] = deque()
-        """Single jobs that did not fit into memory beside other batches; they run on all lanes."""
+        self._latency = latency
+        self._lanes = lanes
+        self._max_lanes = max_lanes
+        self._utilisation = ArrivalUtilisation()
 
-    @property
-    def batches(self) -> tuple[tuple[Job, ...], ...]:
-        """Everything that waits here."""
-        return (*self.alone, *self.parts)
+    def arrived(self, free: int, now_s: float) -> None:
+        """A job arrived while so many lanes had no batch."""
+        self._utilisation.record(1 - free / self._lanes, now_s)
 
-    def on_batch_error(self, error: Exception, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
-        """Keep the jobs of a failed batch for another try. Where its only job failed for good: the error to reply."""
-        if isinstance(error, OutOfDeviceMemory):
-            return self._on_out_of_memory(jobs, was_alone)
-        shape, ids = jobs[0].shape, [job.request_id for job in jobs]
-        log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
-        if len(jobs) == 1:
-            return Internal("the model could not answer this image; see the worker's log")
-        self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
-        return None
+    def lanes_of_one(self, free: int, waiting: int) -> int:
+        """The lanes of a batch of one of so many waiting jobs that never share batches."""
+        return plan_batch(free, 1, waiting - 1, 1, self._most_lanes()).lanes
 
-    def _on_out_of_memory(self, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
-        half = self._limits.halve(jobs[0].shape, len(jobs))
-        if half:
-            log.warning("out of device memory", model=jobs[0].shape.model, images=len(jobs), next_limit=half)
-            self.parts.extend((jobs[:half], jobs[half:]))
-        elif was_alone:
-            return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
-        else:  # other batches may have used the memory
-            self.alone.append(jobs)
-        return None
+    def next(self, free: int, running: Sequence[RunningBatch], now_s: float) -> RunningBatch:
+        """The next batch, where some lanes are free and a job waits.
 
+        Args:
+            running: the batches on the other lanes.
+            now_s: on the clock of `running`.
+        """
+        queue = self._queue
+        shape, waiting = queue.next()
+        others, max_images = queue.images - waiting, self._limits.max_images(shape)
+        image_s = self._latency.image_s(shape)
+        plan = plan_batch(free, waiting, others, max_images, self._most_lanes(shape), running, image_s, now_s)
+        return RunningBatch(queue.take(shape, plan.images), plan.lanes)
 
-def make_batch(jobs: Sequence[Job]) -> Batch:
-    """The inputs of jobs of one shape: uint8 (N, h, w, 3), contiguous; row i is job i's.
+    def overlapping(self, running: Sequence[RunningBatch], now_s: float) -> RunningBatch | None:
+        """A short batch to run beside long ones that hold all lanes, where the device can. None: none."""
+        limit_s = overlap_s(running, now_s)
+        shape = self._queue.next_short(limit_s) if limit_s else None
+        if shape is None:
+            return None
+        image_s = self._latency.image_s(shape)
+        images = min(self._limits.max_images(shape), max(1, int(limit_s / image_s)) if image_s else 1)
+        return RunningBatch(self._queue.take(shape, images), 1, overlaps=True)
 
-    Each input is copied once, into the array that goes to the device. An input that is alone is not copied.
+    def started(self, batch: RunningBatch, now_s: float) -> None:
+        """A batch starts: set its expected time, and charge that to its model."""
+        shape = batch.jobs[0].shape
+        batch.started_s = now_s
+        if batch.jobs[0].output_pixels:
+            batch.expected_s = sum(self._latency.image_s(shape, job.output_pixels) for job in batch.jobs)
+        else:
+            batch.expected_s = len(batch.jobs) * self._latency.image_s(shape)
+        if batch.trial is None:
+            self._queue.shares.charge(shape.model, batch.expected_s)
 
-    Raises:
-        OutOfDeviceMemory: the host has no memory for it.
-    """
-    try:
-        if len(jobs) == 1:
-            job = jobs[0]
-            return Batch(np.ascontiguousarray(job.input.pixels[np.newaxis]), (job.input.geometry,), (job.params,))
-        pixels = np.stack([job.input.pixels for job in jobs])
-    except MemoryError as error:
-        raise OutOfDeviceMemory(str(error)) from error
-    return Batch(pixels, tuple([job.input.geometry for job in jobs]), tuple([job.params for job in jobs]))
+    def ended(self, batch: RunningBatch, infer_s: float) -> None:
+        """A batch that was charged to its model took so many seconds. What overlaps keeps its charge: for a part of its
+        time others had its core."""
+        if batch.overlaps:
+            return
+        self._queue.shares.charge(batch.jobs[0].shape.model, infer_s * batch.lanes - batch.expected_s)
+
+    def _most_lanes(self, shape: Shape | None = None) -> int:
+        useful = self._max_lanes if shape is None else self._limits.useful_lanes(shape, self._max_lanes)
+        return min(useful, max(1, round(self._max_lanes * (1 - self._utilisation.recent))))

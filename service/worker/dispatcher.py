@@ -13,20 +13,20 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import structlog
 
 from model.errors import ConvMLPError, NotFinite
-from model.types import RawOutput
+from model.types import Batch, RawOutput
 from service.errors import Internal, Overloaded
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
-from service.worker.admission import Admission, LatencyEstimator
-from service.worker.batching import BatchSizeLimits, Retries, make_batch
+from service.worker.admission import Admission
+from service.worker.batching import BatchSizeLimits, LatencyEstimator, Scheduler
 from service.worker.device_executor import DeviceCall, DeviceExecutor
 from service.worker.device_thread import DeviceThread
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
-from service.worker.scheduling import Scheduler
 from service.worker.types import Job, JobKey, JobResult, RunningBatch, Shape
 
 IDLE_S = 5.0
@@ -350,3 +350,59 @@ def _trace_job(job: Job, result: JobResult, batch: Span) -> None:
     job.span.record("queue", job.enqueued_s, taken_s, error="" if ran else error)
     if ran:
         job.span.record("infer", taken_s, taken_s + result.infer_s, error=error, link=batch)
+
+
+class Retries:
+    """Parts of failed batches, which run again before the queue. A job is answered with an error only after it ran
+    alone."""
+
+    def __init__(self, limits: BatchSizeLimits) -> None:
+        self._limits = limits
+        self.parts: deque[tuple[Job, ...]] = deque()
+        self.alone: deque[tuple[Job, ...]] = deque()
+        """Single jobs that did not fit into memory beside other batches; they run on all lanes."""
+
+    @property
+    def batches(self) -> tuple[tuple[Job, ...], ...]:
+        """Everything that waits here."""
+        return (*self.alone, *self.parts)
+
+    def on_batch_error(self, error: Exception, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
+        """Keep the jobs of a failed batch for another try. Where its only job failed for good: the error to reply."""
+        if isinstance(error, OutOfDeviceMemory):
+            return self._on_out_of_memory(jobs, was_alone)
+        shape, ids = jobs[0].shape, [job.request_id for job in jobs]
+        log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
+        if len(jobs) == 1:
+            return Internal("the model could not answer this image; see the worker's log")
+        self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
+        return None
+
+    def _on_out_of_memory(self, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
+        half = self._limits.halve(jobs[0].shape, len(jobs))
+        if half:
+            log.warning("out of device memory", model=jobs[0].shape.model, images=len(jobs), next_limit=half)
+            self.parts.extend((jobs[:half], jobs[half:]))
+        elif was_alone:
+            return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
+        else:  # other batches may have used the memory
+            self.alone.append(jobs)
+        return None
+
+
+def make_batch(jobs: Sequence[Job]) -> Batch:
+    """The inputs of jobs of one shape: uint8 (N, h, w, 3), contiguous; row i is job i's.
+
+    Each input is copied once, into the array that goes to the device. An input that is alone is not copied.
+
+    Raises:
+        OutOfDeviceMemory: the host has no memory for it.
+    """
+    try:
+        if len(jobs) == 1:
+            job = jobs[0]
+            return Batch(np.ascontiguousarray(job.input.pixels[np.newaxis]), (job.input.geometry,), (job.params,))
+        pixels = np.stack([job.input.pixels for job in jobs])
+    except MemoryError as error:
+        raise OutOfDeviceMemory(str(error)) from error
+    return Batch(pixels, tuple([job.input.geometry for job in jobs]), tuple([job.params for job in jobs]))

@@ -55,13 +55,13 @@ class FairShares:
 
     def next(self, due_s: Mapping[str, float]) -> str:
         """The model to serve next, of those that have jobs: when the first job of each is due."""
-        if len(due_s) == 1:
-            (model,) = due_s
-            self._present = max(self._present, self._time(model))
-            return model
         least = min(map(self._time, due_s))
         self._present = max(self._present, least)
         return min((model for model in due_s if self._time(model) <= least + self._lead_s), key=due_s.__getitem__)
+
+    def only(self, model: str) -> None:
+        """The model to serve next is the only one that has jobs."""
+        self._present = max(self._present, self._times.get(model, self._present))
 
     def lead_s(self, model: str, other: str) -> float:
         """Seconds of one lane that a model may use before another one's jobs that are due later."""
@@ -101,9 +101,8 @@ class ArrivalRates:
 
     def record(self, model: str, seconds: float, now_s: float) -> None:
         """A job arrived that is expected to take so many seconds."""
-        rate = self._rate(model, now_s) + seconds / ARRIVALS_S
-        self._rates.pop(model, None)
-        self._rates[model] = rate, now_s
+        rate, at_s = self._rates.pop(model, (0.0, now_s))
+        self._rates[model] = rate * math.exp(min(0.0, at_s - now_s) / ARRIVALS_S) + seconds / ARRIVALS_S, now_s
         if len(self._rates) > MAX_MODELS:
             del self._rates[next(iter(self._rates))]  # the model whose last job is the oldest
 
@@ -115,16 +114,13 @@ class ArrivalRates:
         """By model, of those whose rate counts."""
         rates: dict[str, float] = {}
         for model in tuple(self._rates):
-            rate = self._rate(model, now_s)
+            rate, at_s = self._rates[model]
+            rate *= math.exp(min(0.0, at_s - now_s) / ARRIVALS_S)
             if rate >= MIN_RATE:
                 rates[model] = rate
-            elif now_s - self._rates[model][1] > FORGET_S:
+            elif now_s - at_s > FORGET_S:
                 del self._rates[model]
         return rates
-
-    def _rate(self, model: str, now_s: float) -> float:
-        rate, at_s = self._rates.get(model, (0.0, now_s))
-        return rate * math.exp(min(0.0, at_s - now_s) / ARRIVALS_S)
 
 
 class Entry(NamedTuple):
@@ -286,10 +282,18 @@ class JobQueue:
         self.take(job.shape, 1, bisect_left(of_shape, entry))
         return job
 
-    def next(self) -> Shape:
-        """The shape of the next job, of the model that is next. At least one job must wait."""
-        due_s = {model: queue.entries[0].deadline_s for model, queue in self.models.items()}
-        return self.models[self.shares.next(due_s)].entries[0].job.shape
+    def next(self) -> tuple[Shape, int]:
+        """The shape of the next job, of the model that is next, and how many of the shape wait. At least one job must
+        wait."""
+        if len(self.models) == 1:
+            ((model, queue),) = self.models.items()
+            self.shares.only(model)
+        else:
+            queue = self.models[
+                self.shares.next({model: queue.entries[0].deadline_s for model, queue in self.models.items()})
+            ]
+        shape = queue.entries[0].job.shape
+        return shape, len(queue.shapes[shape])
 
     def next_short(self, longest_s: float) -> Shape | None:
         """As `next`, of the models whose first job is expected to take at most so many seconds of one lane."""

@@ -344,7 +344,7 @@ class Engine:
         Raises:
             Unavailable: no worker has reported its models yet.
         """
-        models = self._workers.models()
+        models = self._workers.models
         if models is None:
             raise Unavailable(self.readiness().reason, self.readiness().retry_after_s)
         return models
@@ -409,7 +409,7 @@ class Engine:
         Raises:
             Unavailable: it is not ready.
         """
-        for served in self._workers.models() or ():
+        for served in self._workers.models or ():
             if served is model or served.config.name == model.config.name:
                 model = served
                 break

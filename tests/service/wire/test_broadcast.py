@@ -50,7 +50,7 @@ async def test_loads_and_unloads_reach_every_worker() -> None:
         await pool.load("second", far_deadline_s())
         assert served(pool) == [CLASSIFY, "second"]
         assert in_memory(workers) == [[CLASSIFY, "second"]] * 3
-        assert pool.models()[1].devices == ("cpu", "cpu", "cpu")  # type: ignore[index]
+        assert pool.models[1].devices == ("cpu", "cpu", "cpu")  # type: ignore[index]
         assert await classify(pool, 9, "second") == 9
         assert await stored(pool, "second") == StoredModel("second", True, True, "")
         await pool.unload("second", far_deadline_s())
@@ -94,7 +94,7 @@ async def test_a_new_version_stays_where_it_was_loaded() -> None:
         workers[0].runner.memory_models = 1
         with pytest.raises(Overloaded, match="on 1 of 3 workers; 2 of the others serve it"):
             await pool.load(CLASSIFY, far_deadline_s())
-        (status,) = pool.models() or ()
+        (status,) = pool.models or ()
         assert status.config == changed.config
         assert status.devices == ("cpu", "cpu")
         before = len(workers[0].runner.batches)
@@ -102,7 +102,7 @@ async def test_a_new_version_stays_where_it_was_loaded() -> None:
         assert len(workers[0].runner.batches) == before
         workers[0].runner.memory_models = None
         await pool.load(CLASSIFY, far_deadline_s())
-        assert (pool.models() or ())[0].devices == ("cpu", "cpu", "cpu")
+        assert (pool.models or ())[0].devices == ("cpu", "cpu", "cpu")
 
 
 @pytest.mark.parametrize("why", ["it left", "its deadline passed"])
@@ -183,7 +183,7 @@ async def test_workers_that_differ_become_alike() -> None:
                 await all_ready(of_one)
                 await of_one.load("second", far_deadline_s())
             await until(lambda: served(pool) == [CLASSIFY, "second"])
-            assert (pool.models() or ())[1].devices == ("cpu",)
+            assert (pool.models or ())[1].devices == ("cpu",)
             assert await stored(pool, "second") == StoredModel("second", True, True, "")
             assert await classify(pool, 8, "second") == 8
             if command == "load":

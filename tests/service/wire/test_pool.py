@@ -175,7 +175,7 @@ async def test_a_lost_worker_s_jobs_go_to_another(tmp_path: Path) -> None:
 async def test_a_request_that_would_be_late_is_refused_before_decoding(tmp_path: Path) -> None:
     """The estimate of the latest answer counts: a request is refused while it is beyond the deadline, and not after."""
     async with scripted_workers(tmp_path, 0.0) as (pool, _, (worker,)):
-        (model,) = pool.models() or ()
+        (model,) = pool.models or ()
         await answered(pool, worker, WaitEstimate(100.0, 1.0))
         pending = asyncio.create_task(classify(pool))
         job = await worker.next_job()
@@ -196,7 +196,7 @@ async def test_an_estimate_alone_refuses_nothing(tmp_path: Path) -> None:
     """A front-end without pending requests tries one, whatever the last estimate was. A request whose deadline has
     passed is not refused either: `predict` raises its error."""
     async with scripted_workers(tmp_path, 0.0) as (pool, _, (worker,)):
-        (model,) = pool.models() or ()
+        (model,) = pool.models or ()
         await answered(pool, worker, WaitEstimate(100.0, 1.0))
         with preparing(pool, model):
             with pytest.raises(Overloaded):
@@ -208,7 +208,7 @@ async def test_an_estimate_alone_refuses_nothing(tmp_path: Path) -> None:
 async def test_a_more_urgent_request_is_left_to_the_worker(tmp_path: Path) -> None:
     """The worker serves urgent requests first: an estimate for a patient one refuses no urgent one."""
     async with scripted_workers(tmp_path, 0.0) as (pool, _, (worker,)):
-        (model,) = pool.models() or ()
+        (model,) = pool.models or ()
         await answered(pool, worker, WaitEstimate(100.0, 1.0))
         with preparing(pool, model), preparing(pool, model, left_s=9.0):
             """It is not refused."""
@@ -217,7 +217,7 @@ async def test_a_more_urgent_request_is_left_to_the_worker(tmp_path: Path) -> No
 async def test_the_worker_that_answers_first_counts(tmp_path: Path) -> None:
     """No request is refused while one of the workers may answer it in time."""
     async with scripted_workers(tmp_path, 0.0, 1.0) as (pool, _, (busy, idle)):
-        (model,) = pool.models() or ()
+        (model,) = pool.models or ()
         await answered(pool, busy, WaitEstimate(100.0, 1.0))
         first = asyncio.create_task(classify(pool))
         busy_job = await busy.next_job()
@@ -256,7 +256,7 @@ async def test_an_estimate_counts_the_jobs_of_all_front_ends() -> None:
         worker.runner.takes = takes
         for _ in range(2):  # the first batch of a shape does not count
             await classify(one)
-        (model,) = other.models() or ()
+        (model,) = other.models or ()
         running = asyncio.create_task(classify(one))
         ran = len(worker.runner.batches)
         await until(lambda: len(worker.runner.batches) == ran + 1)
@@ -346,7 +346,7 @@ async def test_errors_that_another_worker_would_repeat_are_final(tmp_path: Path)
         (await first.next_job()).fail(ModelNotFound("it was unloaded"))
         with pytest.raises(ModelNotFound, match="unloaded"):
             await request
-        (model,) = pool.models() or ()
+        (model,) = pool.models or ()
         with pytest.raises(DeadlineExceeded):
             await pool.predict("r", model, picture(), QueryParams(), time.monotonic() + 0.5)
         assert events.resent_for == []
@@ -357,9 +357,9 @@ async def test_only_workers_that_are_ready_for_a_model_get_its_jobs() -> None:
     the model."""
     settings = SETTINGS.with_changes(self_check_interval_ms=20)
     async with fake_workers(2, settings) as (pool, _, (first, second)):
-        assert [status.devices for status in pool.models() or ()] == [("cpu", "cpu")]
+        assert [status.devices for status in pool.models or ()] == [("cpu", "cpu")]
         first.runner.shift = 50
-        await until(lambda: [status.devices for status in pool.models() or ()] == [("cpu",)])
+        await until(lambda: [status.devices for status in pool.models or ()] == [("cpu",)])
         assert [await classify(pool, level) for level in range(20)] == list(range(20))
         assert pool.readiness().ready
         second.runner.shift = 50
@@ -401,7 +401,7 @@ async def test_every_change_is_reported() -> None:
 async def test_before_the_first_worker_nothing_is_known(tmp_path: Path) -> None:
     """Without a worker there are no models and no readiness; the first worker that introduces itself gives both."""
     async with open_pool(f"ipc://{tmp_path}/0", f"ipc://{tmp_path}/1") as (pool, _):
-        assert pool.models() is None
+        assert pool.models is None
         assert (pool.readiness().ready, pool.readiness().reason) == (False, NO_WORKER)
         assert pool.retry_after_s() > 0
         with pytest.raises(Unavailable, match=NO_WORKER):

@@ -27,7 +27,7 @@ DRAIN_S = 20.0
 async def test_a_pool_may_begin_without_workers() -> None:
     """Without a member nothing is served, and callers learn when to come back; the first that is added serves."""
     async with fake_worker(SETTINGS, tasks=[Task.CLASSIFY]) as worker, open_pool() as (pool, events):
-        assert pool.models() is None
+        assert pool.models is None
         readiness = pool.readiness()
         assert (readiness.ready, readiness.reason) == (False, NO_MEMBER)
         assert readiness.retry_after_s > 0

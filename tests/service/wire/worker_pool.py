@@ -68,11 +68,11 @@ async def all_ready(pool: WorkerPool) -> None:
 
 def served(pool: WorkerPool) -> list[str]:
     """The names of the models that the pool's workers serve, in order."""
-    return [status.config.name for status in pool.models() or ()]
+    return [status.config.name for status in pool.models or ()]
 
 
 def status_of(pool: WorkerPool, model: str = CLASSIFY) -> ModelStatus:
-    return next(status for status in pool.models() or () if status.config.name == model)
+    return next(status for status in pool.models or () if status.config.name == model)
 
 
 async def classify(

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from service.worker.admission import MAX_KNOWN, SMOOTHING, LatencyEstimator
+from service.worker.batching import MAX_KNOWN, SMOOTHING, LatencyEstimator
 from tests.service.worker.jobs import shape
 
 

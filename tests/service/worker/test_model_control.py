@@ -266,7 +266,7 @@ async def test_the_last_model_can_be_unloaded() -> None:
     """Without any model the service is not ready and gives the reason; the next load makes it ready."""
     async with at_work() as (worker, pool):
         await pool.unload(FIRST, far_deadline_s())
-        assert pool.models() == ()
+        assert pool.models == ()
         assert not pool.readiness().ready
         assert "no model is served" in pool.readiness().reason
         assert in_memory(worker) == []

@@ -32,11 +32,11 @@ def numbers(jobs: tuple[Job, ...]) -> list[int]:
 def test_the_earliest_deadline_is_first_then_the_earliest_arrival() -> None:
     """Within a model the earliest deadline is next, whatever its shape; only jobs of that shape go with it."""
     queue = filled(job(1, SMALL, 9.0), job(2, LARGE, 5.0), job(3, SMALL, 7.0), job(4, SMALL, 7.0), job(5, LARGE, 6.0))
-    assert queue.next() == LARGE
+    assert queue.next()[0] == LARGE
     assert numbers(queue.take(LARGE, 1)) == [2]
-    assert queue.next() == LARGE
+    assert queue.next()[0] == LARGE
     assert numbers(queue.take(LARGE, 8)) == [5]
-    assert queue.next() == SMALL
+    assert queue.next()[0] == SMALL
     assert numbers(queue.take(SMALL, 2)) == [3, 4]
     assert numbers(queue.take(SMALL, 2)) == [1]
     assert queue.images == 0
@@ -96,14 +96,14 @@ def test_models_take_turns_by_what_they_had() -> None:
     """The model that used the device least is next. A model that had no jobs is next at once, without credit."""
     queue = filled(*(job(number) for number in range(4)))
     for _ in range(2):
-        assert queue.next().model == "m"
+        assert queue.next()[0].model == "m"
         queue.take(SMALL, 1)
         queue.shares.charge("m", 1.0)
     for number in range(4):
         queue.put(job(10 + number, OTHER), 1.0, 0.0)
     turns = []
     while queue.images:
-        turns.append(queue.next())
+        turns.append(queue.next()[0])
         queue.take(turns[-1], 1)
         queue.shares.charge(turns[-1].model, 1.0)
     assert [one.model for one in turns] == ["other", "m", "other", "m", "other", "other"]

@@ -53,7 +53,7 @@ async def test_a_starting_worker_refuses_requests() -> None:
     """Before its self-check a worker answers Unavailable and queues nothing."""
     async with worker_and_channel() as (worker, pool):
         worker.runner.unblocked.clear()
-        await until(lambda: bool(pool.models()))
+        await until(lambda: bool(pool.models))
         if not pool.readiness().ready:  # the self-check may have ended before the device was blocked
             with pytest.raises(Unavailable):
                 await classify(pool)
@@ -205,7 +205,7 @@ async def test_draining_answers_pending_jobs() -> None:
         worker.stop.set()
         await until(lambda: not pool.readiness().ready)
         assert "shutting down" in pool.readiness().reason
-        assert [model.ready for model in pool.models() or ()] == [False]
+        assert [model.ready for model in pool.models or ()] == [False]
         worker.runner.unblocked.set()
         assert await asyncio.gather(*asked) == [LEVEL] * 9
 

@@ -135,7 +135,7 @@ async def test_a_restarted_worker_measures_nothing_again(tmp_path: Path) -> None
         with worker_process(tmp_path, "auto") as process:
             await until_ready(pool, process, tmp_path)
             chosen = {line["model"]: line["chosen"] for line in logged(tmp_path, "precision")}
-            assert {model.config.name: model.precision for model in pool.models() or ()} == chosen
+            assert {model.config.name: model.precision for model in pool.models or ()} == chosen
             assert {line["source"] for line in logged(tmp_path, "precision")} == {"measured"}
             best = {line["model"]: line["images"] for line in logged(tmp_path, "best batch")}
             await kill(process, pool)
