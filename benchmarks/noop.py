@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from model.bundle import Bundle, BundleConfig
 from model.containers.header import Header
 from model.reference import REFERENCE_PARAMS, reference_input
-from model.spec import Preprocessing
+from model.spec import CenterCropSpec, Preprocessing
 from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
 from service.frontend.core.auth import open_auth
 from service.frontend.core.engine import Engine
@@ -118,7 +119,10 @@ async def _rest(settings: Settings, stop: asyncio.Event) -> int:
 
 
 async def _worker(settings: Settings, stop: asyncio.Event) -> int:
-    bundle: Bundle = fake_bundle(Task.CLASSIFY)
+    # Its reference has the size of the inputs: the worker measures how batches of that size are best.
+    config = fake_bundle(Task.CLASSIFY).config
+    spec = CenterCropSpec(resize_shorter=SIDE, crop=SIDE)
+    bundle = Bundle(Path(config.name), config.model_copy(update={"preprocessing": spec}))
     metrics = WorkerMetrics(CollectorRegistry(), {bundle.config.name: bundle.config.task.value})
     async with WorkerEndpoint(settings.worker_address[0]) as endpoint:
         await Worker([bundle], lambda _: NoRunner(), settings, metrics).run(endpoint, stop)
