@@ -163,19 +163,20 @@ class RemoteBackend(_Remote[Result]): ...
 class RemoteAnalysis(_Remote[Analysis]): ...
 
 
-async def palettes_of(client: AsyncClient) -> Mapping[str, Palette | None]:
-    """The colours of classes by the models' names. Raises as `RemoteBackend.predict`."""
+async def palettes_of(client: AsyncClient, *, has_local: bool = True) -> Mapping[str, Palette | None]:
+    """The colours of classes by the models' names. Raises as `RemoteBackend.predict`; see `domain_error`."""
     try:
         return {model.name: model.palette for model in await client.models()}
     except ClientError as error:
-        raise domain_error(error) from error
+        raise domain_error(error, has_local=has_local) from error
 
 
-def domain_error(error: ClientError) -> ConvMLPError:
-    """The service's error, or NoAnswer where there is none."""
+def domain_error(error: ClientError, *, has_local: bool = True) -> ConvMLPError:
+    """The service's error, or NoAnswer where there is none. `has_local`: the command has the flag --local."""
     match error:
         case ConnectionFailed():
-            return NoAnswer(f"{error.detail}; start `convmlp serve`, set --url, or use --local")
+            others = "set --url, or use --local" if has_local else "or set --url"
+            return NoAnswer(f"{error.detail}; start `convmlp serve`, {others}")
         case ProtocolError():
             return NoAnswer(f"{error.detail}; check --url")
         case _:

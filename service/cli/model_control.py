@@ -11,7 +11,7 @@ import httpx2
 import msgspec
 import typer
 
-from convmlp_client.transport import parse_url
+from convmlp_client.transport import connection_reason, parse_url
 from model.model_name import EXPECTED_NAME, SEPARATOR, base_name, canonical_name, is_name, version_of
 from service.cli.console import number_column, print_error, print_output, print_table, printable, text_column, waiting
 from service.traffic_split import parse_split
@@ -166,7 +166,8 @@ class _Service:
         try:
             response = self._http.request(method, path, content=body)
         except httpx2.ConnectError as error:
-            raise _Failed(f"cannot connect to {self._url}: {error}; start `convmlp serve`, or set --url") from error
+            reason = connection_reason(error)
+            raise _Failed(f"cannot connect to {self._url}: {reason}; start `convmlp serve`, or set --url") from error
         except httpx2.TimeoutException as error:
             raise _Failed(f"no reply from {self._url} in time; a change may still take place") from error
         except httpx2.TransportError as error:

@@ -81,7 +81,7 @@ class Watching:
             Task.SEGMENT: client.segment_many,
         }
         outcomes = methods[self._task](self._feed.pictures(), concurrency=in_flight, **parameters)
-        palettes = Palettes(partial(palettes_of, client))
+        palettes = Palettes(partial(palettes_of, client, has_local=False))
         status = asyncio.create_task(self._print_status())
         try:
             async with aclosing(outcomes):
@@ -98,7 +98,7 @@ class Watching:
         if outcome.error is not None:
             if not isinstance(outcome.error, ClientError):
                 raise outcome.error
-            error = domain_error(outcome.error)
+            error = domain_error(outcome.error, has_local=False)
             if isinstance(outcome.error, ProtocolError) or isinstance(error, FATAL):
                 raise error
         is_away = isinstance(error, AWAY) or (isinstance(error, DeadlineExceeded) and not self._feed.keeps)

@@ -39,7 +39,7 @@ CONFIG = """
 def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a new Label Studio."""
     folder = tmp_path_factory.mktemp("label-studio")
-    program = python_environment("label-studio").parent / "label-studio"
+    python = python_environment("label-studio")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
@@ -54,7 +54,9 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         "PYTHONPATH": "",
     }
     user = ("--username", "me@example.com", "--password", "a-long-secret", "--user-token", TOKEN)
-    command = [str(program), "start", "--no-browser", "--port", str(port), *user]
+    # The script names an interpreter at the place where it was installed first.
+    script = str(python.parent / "label-studio")
+    command = [str(python), script, "start", "--no-browser", "--port", str(port), *user]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=log, stderr=log)
         try:

@@ -234,7 +234,9 @@ async def test_a_service_that_is_away(rest: Rest, tmp_path: Path) -> None:
                 started("watch", str(tmp_path), "--existing", *common) as of_folder,
                 started("watch", site.url("/video"), *common) as of_camera,
             ):
-                assert "(files wait until" in await next_message(of_folder, "cannot connect")
+                away = await next_message(of_folder, "cannot connect")
+                # `watch` has no --local.
+                assert "; start `convmlp serve`, or set --url (files wait until" in away
                 assert "(frames are dropped until" in await next_message(of_camera, "cannot connect")
                 async with forwarded(port, rest.port):
                     assert (await next_line(of_folder))["file"] == "one.png"
