@@ -155,7 +155,10 @@ def main() -> None:
     torch.set_num_threads(1)
     print("| model | batch | plain, ms a picture | `auto` takes | ms a picture | ratio | its quartiles |")
     print("|---|---|---|---|---|---|---|")
-    for name in arguments.models.split(","):
+    names = arguments.models.split(",")
+    if unknown := [name for name in names if name not in MODELS]:
+        options.error(f"--models: unknown: {', '.join(unknown)}; known: {', '.join(MODELS)}")
+    for name in names:
         for row in rows(name, MODELS[name], [int(size) for size in arguments.batches.split(",")], arguments.rounds):
             print(row, flush=True)
 

@@ -5,7 +5,8 @@ caches. One of MKL takes 3 µs. So small products go to MKL, on Intel's processo
 do not depend on the size of a batch and the number of threads only in its mode of conditional numerical
 reproducibility, so that it is used in that mode only.
 
-In bfloat16, on processors without AMX, kernels.c takes 0.6 to 0.8 of oneDNN's time, the least for a single picture.
+In bfloat16, on processors without AMX, kernels.c takes 0.6 to 0.8 of oneDNN's time, the least for a single picture: a
+classifier's last layer, for one picture, takes 18 µs instead of 67.
 """
 
 from __future__ import annotations
@@ -111,29 +112,39 @@ class Linear(nn.Module):
 
 
 class _KernelLinear:
-    """A linear layer of bfloat16 by kernels.c. Its GELU is within 5e-5 of the exact one."""
+    """A linear layer of bfloat16 by kernels.c. Its GELU is within 5e-5 of the exact one.
+
+    Outputs up to a multiple of `rows.COLUMNS` are computed and left out.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self._out_channels = len(weight)
-        self._weight = rows.pack_columns(weight, inputs_at_once=2)
-        self._bias = torch.zeros(len(weight)) if bias is None else bias.float().clone()
+        self._outputs = len(weight)
+        missing = -self._outputs % rows.COLUMNS
+        self._weight = rows.pack_columns(F.pad(weight, (0, 0, 0, missing)), inputs_at_once=2)
+        self._bias = torch.zeros(self._outputs + missing)
+        if bias is not None:
+            self._bias[: self._outputs] = bias
 
     def __call__(self, x: Tensor, activation: Activation, addend: Tensor | None = None) -> Tensor:
-        x = x.contiguous()
-        addend = None if addend is None else addend.contiguous()
-        out = x.new_empty(*x.shape[:-1], self._out_channels)
+        x, computed = x.contiguous(), len(self._bias)
+        if addend is not None:
+            addend = F.pad(addend, (0, computed - self._outputs)).contiguous()
+        out = x.new_empty(*x.shape[:-1], computed)
         count = x.shape[:-1].numel()
         _kernels.linear(
             *(x.data_ptr(), 0 if addend is None else addend.data_ptr(), out.data_ptr()),
-            *(count, x.shape[-1], self._out_channels, self._weight.data_ptr(), self._bias.data_ptr()),
+            *(count, x.shape[-1], computed, self._weight.data_ptr(), self._bias.data_ptr()),
             *(KERNEL_ACTIVATIONS[activation], parallel_address(), threads_for(count)),
         )
-        return out
+        return out if computed == self._outputs else out[..., : self._outputs].contiguous()
 
 
 def _kernel_takes(weight: Tensor) -> bool:
     outputs, inputs = weight.shape
-    return weight.dtype == torch.bfloat16 and rows.products_available() and outputs % rows.COLUMNS == inputs % 2 == 0
+    missing = -outputs % rows.COLUMNS
+    # To compute many outputs and leave them out takes longer than oneDNN; of narrow layers more, as calls are short.
+    worth = 4 * missing <= outputs or rows.COLUMNS // 2 < outputs < rows.COLUMNS
+    return weight.dtype == torch.bfloat16 and rows.products_available() and worth and inputs % 2 == 0
 
 
 class SingleSharedLinear(nn.Module):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from model.net.cpu import rows
 from model.net.cpu.conv import Activation
 from model.net.cpu.int8 import Int8ChannelMLP, VnniChannelMLP, convert_to_int8
-from model.net.cpu.linear import Linear
+from model.net.cpu.linear import Linear, _kernel_takes
 from model.net.cpu.openmp import MIN_ROWS, parallel_address, threads_for
 from model.net.layers import ChannelMLP
 from model.net.quantisation import InputRange, dequantise_weight, quantise_weight, range_between
@@ -114,13 +114,14 @@ def test_what_is_not_finite_stays_so() -> None:
     assert found[0, 1].isnan().all()
 
 
-@pytest.mark.parametrize(("inputs", "outputs"), [(6, 64), (192, 64), (128, 192)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(6, 64), (192, 64), (128, 192), (46, 184), (184, 46), (64, 1000)])
 @torch.inference_mode()
 def test_a_linear_layer_of_bfloat16(inputs: int, outputs: int) -> None:
     """Each activation, the sum with an addend and a missing bias, for each number of rows; rounded once."""
     layer = nn.Linear(inputs, outputs).to(HALF)
     for count in ROWS:
         x, addend = values(count, 1, inputs).to(HALF), values(count, outputs, 1).transpose(1, 2).to(HALF)
+        assert _kernel_takes(layer.weight)
         plain = F.linear(x.float(), layer.weight.float(), layer.bias.float())
         expected: dict[Activation, Tensor] = {"none": plain, "relu": plain.relu(), "gelu": F.gelu(plain)}
         for activation, outcome in expected.items():
@@ -154,7 +155,12 @@ def test_a_row_of_bfloat16_depends_neither_on_its_neighbours_nor_on_the_threads(
 
 
 def test_other_sizes_and_floats_are_left_to_onednn() -> None:
-    """Only multiples of 64 channels between bfloat16."""
+    """Channel MLPs of bytes have multiples of 64 channels, and bfloat16 between them; of a linear layer's 64 outputs
+    few are left out."""
+    assert not _kernel_takes(torch.zeros(80, 64, dtype=HALF))
+    assert not _kernel_takes(torch.zeros(16, 64, dtype=HALF))
+    assert not _kernel_takes(torch.zeros(64, 63, dtype=HALF))
+    assert not _kernel_takes(torch.zeros(64, 64))
     ranges = {"0.fc1": FIRST, "0.fc2": SECOND}
     for channels, dtype, kind in (
         (64, HALF, VnniChannelMLP),
