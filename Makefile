@@ -109,7 +109,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 # The builds make the gRPC code and compile the C as well, so a change there is a reason to install again.
-INPUTS := pyproject.toml setup.py model/resample.c model/resample_avx2.h model/raster.h model/bilinear.h model/net/cpu/kernels.c model/net/cpu/linear.h client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
+INPUTS := pyproject.toml setup.py $(wildcard model/*.[ch] model/net/cpu/*.[ch]) client/pyproject.toml client/setup.py proto/generate.py $(shell find proto -name '*.proto')
 
 # requirements/ pins all of it. torch alone has no hashes there: its builds come from several indexes. Without TORCH it is
 # the one for CPUs where there is no NVIDIA driver. pip shows the progress of this package, the only large one; of the

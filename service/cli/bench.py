@@ -169,7 +169,8 @@ class Report:
         columns += [text_column("errors")]
         rows = []
         for load, measurement in zip(loads, measurements, strict=True):
-            latencies = [f"{value:.1f}" for value in (measurement.mean_ms, *measurement.percentiles_ms(*PERCENTS))]
+            latencies_ms = (measurement.mean_ms, *measurement.percentiles_ms(*PERCENTS))
+            latencies = ["-" if math.isnan(value) else f"{value:.1f}" for value in latencies_ms]
             errors = ", ".join(_errors(measurement)) or "-"
             rows.append([load.name, str(measurement.requests), f"{measurement.per_second:.1f}", *latencies, errors])
         print_table(columns, rows, title=f"{self.task} at {self.url}, {counted(self.pictures, 'image')}")

@@ -71,6 +71,16 @@ async def test_refusals_are_counted_apart_from_errors(scheme: str) -> None:
     assert ran.status == 0
 
 
+async def test_a_measurement_without_answers_has_no_latency() -> None:
+    """Where nothing is answered, each latency of the table is `-`."""
+    async with open_rest(rate_limit_per_s=0.01, rate_limit_burst=1) as rest:
+        # The only request that the rate admits is the one before the measurement.
+        flags = ("--url", url(rest), "--concurrency", "1", "--seconds", "0.3", "--warm-up", "0")
+        ran = await convmlp("bench", *flags)
+    assert ran.lines[-1].split()[3:9] == ["0.0", *["-"] * 5]
+    assert "nan" not in ran.out.decode()
+
+
 async def test_errors_are_counted_by_kind(rest: Rest, tmp_path: Path) -> None:
     """Errors are counted by their code, in the table as well, and affect no other request."""
     good, broken = tmp_path / "good.png", tmp_path / "broken.png"
