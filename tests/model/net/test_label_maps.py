@@ -104,7 +104,8 @@ def test_tiles_give_the_labels_of_the_whole(classes: int, tile_bytes: int, origi
         _Pixels(original, classes, logits.device, WITH_MAP),
     )
     _label_chunks(whole, logits, INPUT, Size(20, 31), original, 1 << 20)
-    _label_tiles(tiles, logits, INPUT, Size(20, 31), original, tile_bytes)
+    channels_last = logits.contiguous(memory_format=torch.channels_last)
+    _label_tiles(tiles, channels_last, INPUT, Size(20, 31), original, tile_bytes)
     expected, found = whole.output(), tiles.output()
     assert expected.finite
     assert found.finite
