@@ -8,8 +8,7 @@
 enum { WEIGHT_BITS = 11, ONE = 1 << WEIGHT_BITS, KEPT_SHIFT = 4, LANES = 8, BEHIND = 16 * 4 + 16 };
 /* `LANES`: results that are computed together. `BEHIND`: what may be read behind a row. */
 
-/* The nearest integer of 0 to ONE, of two the even one: the sum has no bits for less. The C library's own functions for
- * this are not in the one that the images' compiler links. */
+/* The nearest integer of 0 to ONE, of two the even one: the sum has no bits for less. */
 static int16_t nearest(float value)
 {
     volatile float sum = value + 12582912.0f; /* 1.5 * 2^23 */
