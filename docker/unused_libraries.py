@@ -1,9 +1,8 @@
 """Leaves out libraries of wheels that the service never calls: `python unused_libraries.py SITE_PACKAGES`.
 
-OpenCV is linked to FFmpeg for videos, to OpenBLAS for linear algebra and to libaom for AVIF. The service has it resize,
-draw, encode and decode BMP and WebP. Pillow is linked to libxcb for pictures of an X server's screen. A small library
-takes the place of each of them, with the functions that are expected of it. A call of one would end the process with a
-message. Its name begins with `no_` in place of `lib`: threadpoolctl knows OpenBLAS by its file's name. Needs binutils.
+Pillow is linked to libxcb for pictures of an X server's screen. A small library takes its place, with the functions
+that are expected of it. A call of one would end the process with a message. Its name begins with `no_` in place of
+`lib`. Needs binutils.
 """
 
 from __future__ import annotations
@@ -14,16 +13,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-WHEELS = (
-    (
-        "cv2/cv2*.so",
-        "opencv_python_headless.libs",
-        ("libaom", "libavcodec", "libavformat", "libavutil", "libopenblasp", "libswscale"),
-    ),
-    ("PIL/*.so", "pillow.libs", ("libxcb",)),
-)
+WHEELS = (("PIL/*.so", "pillow.libs", ("libxcb",)),)
 """Of each wheel the modules, the folder of their libraries, and which of these are replaced."""
-MESSAGE = "OpenCV or Pillow called a function of FFmpeg, OpenBLAS, libaom or libxcb, which this image leaves out"
+MESSAGE = "Pillow called a function of libxcb, which this image leaves out"
 ASSEMBLY = f"""
 .section .rodata
 message: .ascii "{MESSAGE}\\n"

@@ -8,16 +8,25 @@
 enum { WEIGHT_BITS = 11, ONE = 1 << WEIGHT_BITS, KEPT_SHIFT = 4, LANES = 8, BEHIND = 16 * 4 + 16 };
 /* `LANES`: results that are computed together. `BEHIND`: what may be read behind a row. */
 
+/* The nearest integer of 0 to ONE, of two the even one: the sum has no bits for less. */
+static int16_t nearest(float value)
+{
+    volatile float sum = value + 12582912.0f; /* 1.5 * 2^23 */
+    return (int16_t)(sum - 12582912.0f);
+}
+
 /* Result i is made of the sources at[i] and at[i] + 1 of `length`, with the weights ONE - second[i] and second[i]. The
  * arithmetic is OpenCV's: positions are doubles, then floats. */
 static void neighbours(size_t length, size_t number, ptrdiff_t *at, int16_t (*weights)[2])
 {
     double scale = 1.0 / ((double)number / (double)length);
     for (size_t i = 0; i < number; i++) {
-        float place = (float)(((double)i + 0.5) * scale - 0.5), whole = floorf(place), part = place - whole;
+        float place = (float)(((double)i + 0.5) * scale - 0.5), whole = (float)(int)place;
+        if (whole > place) whole -= 1.0f;
+        float part = place - whole;
         at[i] = (ptrdiff_t)whole;
-        weights[i][0] = (int16_t)lrintf((1.0f - part) * ONE);
-        weights[i][1] = (int16_t)lrintf(part * ONE);
+        weights[i][0] = nearest((1.0f - part) * ONE);
+        weights[i][1] = nearest(part * ONE);
     }
 }
 

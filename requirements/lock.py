@@ -51,7 +51,7 @@ def main() -> None:
     extras = service["project"]["optional-dependencies"]
     _lock_development(
         {
-            "serve": [*build, *serving, *extras["worker"], *extras["heif"]],
+            "serve": [*build, *serving, *extras["worker"], *extras["heif"], *extras["train"]],
             "dev": extras["dev"],
             "bench": extras["bench"],
             "cluster": extras["cluster"],

@@ -26,6 +26,10 @@ def train_errors_to_exit() -> Iterator[None]:
     except ConvMLPError as error:
         print_error(error.detail)
         raise typer.Exit(1) from None
+    except ModuleNotFoundError as error:
+        extra = "train" if error.name == "cv2" else "worker"
+        print_error(f"training needs {error.name}, which is not installed; install this package's extra `{extra}`")
+        raise typer.Exit(1) from None
     except (OSError, ValueError, FloatingPointError) as error:
         print_error(str(error))
         raise typer.Exit(1) from None

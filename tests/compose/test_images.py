@@ -30,15 +30,6 @@ for library in found:
     ctypes.CDLL(str(library))
 print(len(found))
 """
-PICTURES = """
-import cv2, numpy as np
-pixels = np.full((40, 60, 3), 90, np.uint8)
-for suffix in (".bmp", ".jpg", ".png", ".webp"):
-    assert cv2.imdecode(cv2.imencode(suffix, pixels)[1], cv2.IMREAD_COLOR).shape == pixels.shape
-mask = cv2.cvtColor(cv2.rectangle(pixels * 0, (5, 5), (30, 20), (255, 255, 255), -1), cv2.COLOR_RGB2GRAY)
-(outline,), _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
-print(cv2.contourArea(outline), cv2.approxPolyDP(outline, 1, True).shape, cv2.resize(pixels, (30, 20)).shape)
-"""
 TOOLS = """
 import pathlib
 folders = ("/bin", "/sbin", "/usr/local/bin", "/usr/local/sbin")
@@ -120,12 +111,6 @@ def test_an_image_is_small(image: str, python_image: str) -> None:
 def test_every_library_can_be_loaded(image: str) -> None:
     """No library lacks one that it needs, and none was damaged when its symbols were removed."""
     assert int(python(image, LIBRARIES)) > 50
-
-
-def test_opencv_works_without_what_is_left_out() -> None:
-    """Every function that OpenCV expects of FFmpeg and OpenBLAS is found, and none of those that the service uses calls
-    one."""
-    assert python(FRONTEND, PICTURES, "--env=LD_BIND_NOW=1") == "375.0 (4, 1, 2) (20, 30, 3)\n"
 
 
 def test_the_front_end_carries_no_weights() -> None:
