@@ -21,8 +21,8 @@ fi
 # Some packages contain files for newer versions of Python, which never run here and cannot be compiled.
 python -m compileall -qq -j 0 --invalidation-mode unchecked-hash -s "$folder" -p /usr/local "$folder" || :
 if [ -z "${KEEP_SOURCES:-}" ]; then
-    # cv2 reads its own sources, and torch those of its settings and of functions that are overloaded.
-    find "$folder" -path '*/__pycache__/*.pyc' ! -path '*/cv2/*' ! -path '*/torch/*config*.pyc' ! -path '*/torch/nn/*' \
+    # torch reads the sources of its settings and of functions that are overloaded.
+    find "$folder" -path '*/__pycache__/*.pyc' ! -path '*/torch/*config*.pyc' ! -path '*/torch/nn/*' \
         ! -path '*/torch/__pycache__/functional.*' -exec sh -c '
         for bytecode do
             module=${bytecode##*/}

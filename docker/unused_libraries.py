@@ -1,8 +1,9 @@
-"""Leaves out libraries of wheels that the service never calls: `python unused_libraries.py SITE_PACKAGES`.
+"""Leaves out libraries of wheels that the service hardly calls: `python unused_libraries.py SITE_PACKAGES BLAS`.
 
-Pillow is linked to libxcb for pictures of an X server's screen. A small library takes its place, with the functions
-that are expected of it. A call of one would end the process with a message. Its name begins with `no_` in place of
-`lib`. Needs binutils.
+Pillow is linked to libxcb for pictures of an X server's screen, and NumPy to OpenBLAS. A small library takes the place
+of each, with the functions that are expected of it: for NumPy's products of matrices those of the object file BLAS,
+which is compiled from blas.c. A call of any other would end the process with a message. Its name begins with `no_` in
+place of `lib`. Needs binutils.
 """
 
 from __future__ import annotations
@@ -13,12 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-WHEELS = (("PIL/*.so", "pillow.libs", ("libxcb",)),)
-"""Of each wheel the modules, the folder of their libraries, and which of these are replaced."""
-MESSAGE = "Pillow called a function of libxcb, which this image leaves out"
-ASSEMBLY = f"""
+ASSEMBLY = """
 .section .rodata
-message: .ascii "{MESSAGE}\\n"
+message: .ascii "{user} called a function of {library}, which this image leaves out\\n"
 .equ length, . - message
 .text
 called:
@@ -28,22 +26,27 @@ called:
     movl $length, %edx
     syscall
     ud2
+.section .note.GNU-stack, "", @progbits
 """
 """Writes the message to standard error (file 2, by the system call 1), and ends the process."""
 
 
-def main(site_packages: Path) -> None:
-    for modules, libraries, names in WHEELS:
-        _leave_out(set(site_packages.glob(modules)), site_packages / libraries, names)
+def main(site_packages: Path, blas: Path) -> None:
+    for user, modules, libraries, name, given in (
+        ("Pillow", "PIL/*.so", "pillow.libs", "libxcb", None),
+        ("NumPy", "numpy/*/*.so", "numpy.libs", "libscipy_openblas64_", blas),
+    ):
+        message = ASSEMBLY.format(user=user, library=name)
+        _leave_out(set(site_packages.glob(modules)), site_packages / libraries, name, message, given)
 
 
-def _leave_out(modules: set[Path], folder: Path, names: tuple[str, ...]) -> None:
-    """Replace the libraries of these names, and remove those that no module needs any more."""
-    replaced = [library for name in names for library in folder.glob(f"{name}-*.so*")]
+def _leave_out(modules: set[Path], folder: Path, name: str, message: str, given: Path | None) -> None:
+    """Replace the library of this name, and remove those that no module needs any more."""
+    replaced = list(folder.glob(f"{name}-*.so*"))
     users = {*modules, *folder.iterdir()} - set(replaced)
     expected = {symbol for user in users for symbol in _symbols(user, "--undefined-only")}
     for library in replaced:
-        _replace(library, _renamed(library.name), expected & _symbols(library, "--defined-only"))
+        _replace(library, _renamed(library.name), expected & _symbols(library, "--defined-only"), message, given)
     for user in users:
         content = user.read_bytes()
         for library in replaced:  # names of the same length, so nothing moves
@@ -61,8 +64,11 @@ def _renamed(name: str) -> str:
     return f"no_{name.removeprefix('lib')}"
 
 
-def _replace(library: Path, name: str, symbols: set[str]) -> None:
-    """Put a library of this name in the place of `library`, with these functions. A symbol is NAME or NAME@VERSION."""
+def _replace(library: Path, name: str, symbols: set[str], message: str, given: Path | None) -> None:
+    """Put a library of this name in the place of `library`, with these symbols, NAME or NAME@VERSION: those of the
+    object file `given`, and for all others a function that ends the process."""
+    own = set(_output("nm", "--format=just-symbols", "--defined-only", given).split()) if given else set()
+    symbols = symbols - own
     versions: dict[str, list[str]] = {}
     for symbol in sorted(symbols):
         function, _, version = symbol.partition("@")
@@ -72,12 +78,13 @@ def _replace(library: Path, name: str, symbols: set[str]) -> None:
     script = "".join(f"{version} {{ global: {'; '.join(names)}; }};\n" for version, names in versions.items())
     with tempfile.TemporaryDirectory() as folder:
         source, script_file, object_file = (Path(folder, name) for name in ("a.s", "versions", "a.o"))
-        source.write_text(ASSEMBLY + "".join(lines), encoding="ascii")
+        source.write_text(message + "".join(lines), encoding="ascii")
         script_file.write_text(script, encoding="ascii")
         subprocess.run(["as", "-o", object_file, source], check=True)
         versioned = [] if "" in versions else [f"--version-script={script_file}"]
         link = ["ld", "-shared", "--soname", name, "--build-id=none", "-s", *versioned]
-        subprocess.run([*link, "-o", library.with_name(name), object_file], check=True)
+        objects = [object_file, *([given] if given else [])]
+        subprocess.run([*link, "-o", library.with_name(name), *objects], check=True)
     library.unlink()
 
 
@@ -96,4 +103,4 @@ def _output(*words: str | Path) -> str:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
