@@ -22,7 +22,7 @@ LISTING = """
 import importlib.metadata, json
 print(json.dumps({one.metadata["Name"]: one.version for one in importlib.metadata.distributions()}))
 """
-LARGEST_MB = {FRONTEND: 150, WORKER: 695}
+LARGEST_MB = {FRONTEND: 135, WORKER: 600}
 LIBRARIES = """
 import ctypes, pathlib, sysconfig
 found = sorted(pathlib.Path(sysconfig.get_path("purelib")).rglob("*.so*"))

@@ -34,7 +34,7 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_numpy_s_products_are_right_without_openblas(packages: Path) -> None:
-    """Neither OpenBLAS nor Fortran's library is there, and products of all kinds of numbers and layouts are as before."""
+    """OpenBLAS and Fortran's library are left out; products of all kinds of numbers and layouts are as before."""
     (left,) = (packages / "numpy.libs").iterdir()
     assert left.name.startswith("no_scipy_openblas")
     assert left.stat().st_size < 200_000
