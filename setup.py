@@ -14,7 +14,7 @@ setup(
         Extension(
             "model._resample",
             ["model/resample.c"],
-            depends=["model/resample_avx2.h", "model/raster.h", "model/bilinear.h"],
+            depends=["model/resample_avx2.h", "model/raster.h", "model/run_lengths.h", "model/bilinear.h"],
             # Contraction would round once where Pillow rounds twice; debugging information would name this folder.
             extra_compile_args=["-O3", "-ffp-contract=off", "-g0"],
             py_limited_api=True,

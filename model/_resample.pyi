@@ -27,3 +27,11 @@ def bilinear(picture: UInt8Array, out: UInt8Array, /) -> None:
 
 def copy(picture: UInt8Array, out: UInt8Array, /) -> None:
     """See `model.resize.copy_pixels`. The GIL is released."""
+
+def run_lengths(data: memoryview, wide: bool, width: int, out: bytearray, /) -> None:
+    """Decode BMP's run lengths of 8 bits, if `wide`, or 4, to `out`: the index of each pixel, in rows of `width`, zeros
+    before. The GIL is released.
+
+    Raises:
+        ValueError: a run exceeds its row, or the data end before the picture does.
+    """

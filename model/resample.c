@@ -241,6 +241,7 @@ static int run(const uint8_t *picture, size_t depth, Size from, Size to, int top
 }
 
 #include "raster.h"
+#include "run_lengths.h"
 #include "bilinear.h"
 
 /* Arrow's C data interface, as far as it is read here: https://arrow.apache.org/docs/format/CDataInterface.html */
@@ -398,9 +399,30 @@ static PyObject *copy(PyObject *Py_UNUSED(module), PyObject *args)
     Py_RETURN_NONE;
 }
 
+static PyObject *run_lengths(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    Py_buffer data, out;
+    Py_ssize_t width;
+    int wide, done = 0;
+    if (!PyArg_ParseTuple(args, "y*pnw*", &data, &wide, &width, &out)) return NULL;
+    if (width < 1) {
+        PyErr_SetString(PyExc_ValueError, "a row must have a pixel");
+    } else {
+        Py_BEGIN_ALLOW_THREADS
+        done = decode_run_lengths(data.buf, (size_t)data.len, wide, (size_t)width, out.buf, (size_t)out.len);
+        Py_END_ALLOW_THREADS
+        if (!done) PyErr_SetString(PyExc_ValueError, "a run exceeds its row, or the data end before the picture does");
+    }
+    PyBuffer_Release(&data);
+    PyBuffer_Release(&out);
+    if (!done) return NULL;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {{"window", window, METH_VARARGS, NULL},
                                 {"bilinear", resize_bilinear, METH_VARARGS, NULL},
                                 {"copy", copy, METH_VARARGS, NULL},
+                                {"run_lengths", run_lengths, METH_VARARGS, NULL},
                                 {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, .m_name = "_resample", .m_size = 0, .m_methods = methods};

@@ -2,7 +2,7 @@
 32 bits by their masks, are read here.
 
 Of masks, Pillow knows a few, and OpenCV fewer. Run lengths Pillow decodes pixel by pixel in Python: seconds of the
-interpreter for a file of 100 bytes. Here a run takes one step, whatever its length.
+interpreter for a file of 100 bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from model.containers.header import (
 )
 from model.errors import UnsupportedFormat
 from model.pixels import boxes, rgba_on_white
+from model.resize import COMPILED
 from model.types import Reader, UInt8Array
+
+if COMPILED:
+    from model import _resample
 
 CORE_HEADER, INFO_HEADER, OS2_HEADER = 12, 40, 64
 """Bytes of the headers: the oldest, with sides of 16 bits; the usual one; OS/2's, whose compressions differ."""
@@ -38,8 +42,8 @@ RUN_LENGTHS = {1: 8, 2: 4}
 END_OF_PICTURE, DELTA = 1, 2
 """What follows a run of no pixels; 0 ends the row, and larger numbers of pixels follow one by one."""
 NIBBLES = [bytes((value >> 4, value & 15)) for value in range(256)]
-RUN_BYTE_COST = 50
-"""Of an encoded byte: a step for each run, of two bytes."""
+RUN_BYTE_COST = 4 if COMPILED else 500
+"""Of an encoded byte. Without the compiled code a file may take the interpreter for some tenths of a second."""
 COMPRESSED = {4: "JPEG-compressed", 5: "PNG-compressed"}
 DEFAULT_MASKS = {16: (0x7C00, 0x03E0, 0x001F), 32: (0xFF0000, 0xFF00, 0xFF)}
 """Of red, green and blue, by the bits of a pixel."""
@@ -132,18 +136,21 @@ def _load_run_lengths(data: bytes, header: Header, layout: _RunLengths) -> UInt8
     colours = np.frombuffer(data, np.uint8, 4 * layout.colours, layout.palette).reshape(-1, 4)
     palette = np.zeros((1 << 8, 3), np.uint8)
     palette[: len(colours)] = colours[:, 2::-1]
+    stored = bytearray(width * height)
     try:
-        indices = np.frombuffer(_run_indices(data, width, height, layout), np.uint8).reshape(height, width)
-    except IndexError as error:
+        if COMPILED:
+            _resample.run_lengths(memoryview(data)[layout.offset :], layout.bits == 8, width, stored)
+        else:
+            run_lengths(data[layout.offset :], layout.bits == 8, width, stored)
+    except (IndexError, ValueError) as error:
         raise undecodable(ImageFormat.BMP) from error
+    indices = np.frombuffer(stored, np.uint8).reshape(height, width)
     return np.take(palette, indices if layout.top_down else indices[::-1], axis=0)
 
 
-def _run_indices(data: bytes, width: int, height: int, layout: _RunLengths) -> bytearray:
-    """The index of each pixel, row by row as they are stored, usually from the bottom. Raises IndexError: damaged."""
-    indices = bytearray(width * height)
-    wide = layout.bits == 8
-    place, at, row_complete = 0, layout.offset, False
+def run_lengths(data: bytes, wide: bool, width: int, indices: bytearray) -> None:
+    """As `_resample.run_lengths`, without a compiler. Raises IndexError."""
+    place, at, row_complete = 0, 0, False
     while place < len(indices):
         count, value = data[at], data[at + 1]
         at += 2
@@ -172,7 +179,6 @@ def _run_indices(data: bytes, width: int, height: int, layout: _RunLengths) -> b
         elif not row_complete:  # else the row has ended with its last pixel
             place += width - place % width
         row_complete = False
-    return indices
 
 
 def _masked(data: bytes, header_bytes: int, bits: int, compression: int, top_down: bool) -> _Layout:
