@@ -147,7 +147,7 @@ async def test_front_ends_never_load_torch(service: RunningService) -> None:
             assert "torch" not in maps
             assert "cv2" not in maps
     for module in ("http_main", "grpc_main"):
-        code = f"import sys, service.frontend.{module}; sys.exit(bool({'torch', 'cv2'} & set(sys.modules)))"
+        code = f"import sys, service.frontend.{module}; sys.exit(bool({{'torch', 'cv2'}} & set(sys.modules)))"
         ran = await asyncio.to_thread(subprocess.run, [sys.executable, "-c", code], check=False)
         assert ran.returncode == 0
 
