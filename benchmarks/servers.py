@@ -194,7 +194,8 @@ def _start_ours(who: Who, port: int, material: Material) -> Start:
     names = ",".join(models_of(who).values())
     precision = precision_of(Kind.FASTEST if who.network == LARGE else Kind(who.network), material.fastest_precision())
     flags += ["--models-dir", str(material.models_dir.resolve()), "--models", names]
-    flags += ["--precision", precision, "--device", "cpu"]
+    # Other services on this machine may have measured their batches while it was busy.
+    flags += ["--precision", precision, "--device", "cpu", "--state-dir", str(material.folder.resolve() / "state")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CONVMLP_")}
     return Start([sys.executable, "-m", "service.cli", "serve", *flags], environment)
 
