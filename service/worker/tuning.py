@@ -75,6 +75,8 @@ class BestBatch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     whole: bool
     lanes: int = 0
     """0: not measured; so in files of earlier versions."""
+    busy: bool = False
+    """Other work on the machine may have chosen; such a result is measured again as soon as the machine is not busy."""
 
 
 @dataclass(slots=True)
@@ -154,7 +156,7 @@ class Tuner:
 
     async def tune(self, model: LoadedModel) -> BestBatch:
         """Measure the best batch size of a model and use it from now on. One that was measured by an earlier process is
-        used as it is.
+        used as it is, except that of a busy machine, if it is not busy now.
 
         A model that is too slow for its budget is timed for as many sizes as the budget allows, at least one.
 
@@ -163,6 +165,8 @@ class Tuner:
         """
         shape, sizes, key = self._asked(model)
         known = await asyncio.to_thread(self._state.read, "batch", key, BestBatch)
+        if known is not None and known.busy and self._machine_load() <= MAX_LOAD:
+            known = None
         if known is not None and known.seconds > 0 and self._can_be(known, sizes[-1]):
             self._dispatcher.recall_trial(shape, known.images, known.seconds)
             self._use(shape, known)
@@ -188,8 +192,8 @@ class Tuner:
     async def _adopt(self, model: LoadedModel, measured: _Measured, budget: _Budget) -> BestBatch:
         """Use what was measured, and keep it for the next start."""
         best = measured.choice()
-        if self._machine_load() > MAX_LOAD:  # other work may have chosen
-            best = msgspec.structs.replace(best, whole=False)
+        if self._machine_load() > MAX_LOAD:
+            best = msgspec.structs.replace(best, whole=False, busy=True)
         if model.retired:
             return best
         shape, _, key = self._asked(model)

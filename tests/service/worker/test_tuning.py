@@ -346,3 +346,23 @@ async def test_what_was_measured_on_a_busy_machine_is_measured_again(
     )
     best = await made.tune(loaded(bench))
     assert (best.images, best.whole) == (4, whole)
+
+
+@pytest.mark.parametrize(("load", "images"), [(1.1, 1), (0.9, 4)])
+async def test_a_start_does_not_rely_on_what_a_busy_machine_measured(
+    bench: DispatcherBench, tmp_path: Path, load: float, images: int
+) -> None:
+    """It is used where the machine is still busy; else the start measures, because requests may leave no other time."""
+    loads = [load, 1.1]
+    state, model = StateFolder(tmp_path), loaded(bench)
+
+    def made() -> Tuner:
+        limits = BatchSizeLimits(32, 10**9)
+        return Tuner(bench.dispatcher, limits, state, (), bench.clock, 1000.0, machine_load=lambda: loads[-1])
+
+    has_curve(bench, lambda images: 100.0)  # noqa: ARG005
+    assert (await made().tune(model)).busy
+    loads.pop()
+    has_curve(bench, a_cpu)
+    best = await made().tune(model)
+    assert (best.images, best.busy) == (images, load > 1)
