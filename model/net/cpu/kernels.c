@@ -55,15 +55,20 @@ INLINE void store(BFloat16 *to, size_t left, __m512 x)
     for (size_t i = 0; left < WIDTH && i < left; i++) to[i] = rest[i];
 }
 
+/* The first `left` of sixteen numbers that are not negative, cut to 255. */
+INLINE void store_narrow(uint8_t *to, size_t left, __m512i x)
+{
+    uint8_t rest[WIDTH];
+    _mm_storeu_si128((__m128i *)(left >= WIDTH ? to : rest), _mm512_cvtusepi32_epi8(x));
+    for (size_t i = 0; left < WIDTH && i < left; i++) to[i] = rest[i];
+}
+
 INLINE void store_bytes(uint8_t *to, size_t left, __m512 x, Bytes bytes)
 {
     /* Below the bounds of an int; the bytes end far below. */
     x = _mm512_min_ps(_mm512_set1_ps(1024.0f), _mm512_mul_ps(x, _mm512_set1_ps(bytes.per_step)));
     __m512i steps = _mm512_add_epi32(_mm512_cvtps_epi32(x), _mm512_set1_epi32(bytes.zero));
-    uint8_t rest[WIDTH];
-    _mm_storeu_si128((__m128i *)(left >= WIDTH ? to : rest),
-                     _mm512_cvtusepi32_epi8(_mm512_max_epi32(steps, _mm512_setzero_si512())));
-    for (size_t i = 0; left < WIDTH && i < left; i++) to[i] = rest[i];
+    store_narrow(to, left, _mm512_max_epi32(steps, _mm512_setzero_si512()));
 }
 
 /* exp(x) for x ≤ 0, with a relative error of about 2^-22; 0 below -87. exp(x) = 2^n * exp(r), |r| ≤ ln(2) / 2, and a

@@ -61,13 +61,6 @@ AVX512 static const float *input_row(const Labelling *job, InputRows *rows, int3
     return to;
 }
 
-INLINE void store_narrow(uint8_t *to, size_t left, __m512i x)
-{
-    uint8_t rest[WIDTH];
-    _mm_storeu_si128((__m128i *)(left >= WIDTH ? to : rest), _mm512_cvtepi32_epi8(x));
-    for (size_t i = 0; left < WIDTH && i < left; i++) to[i] = rest[i];
-}
-
 /* Numbers that make an answer invalid: NaN and infinity; of the lesser logits NaN and +infinity. */
 enum { NOT_A_NUMBER = 0x81, PLUS_INFINITY = 0x08, MINUS_INFINITY = 0x10 };
 
