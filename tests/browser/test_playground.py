@@ -43,6 +43,17 @@ async def answered(tab: Tab, name: str = "") -> None:
     await tab.page.locator("#code-text").get_by_text(name).wait_for()
 
 
+async def canvas_size(tab: Tab) -> list[int]:
+    """Width and height of the canvas' own pixels."""
+    return list(await tab.run("(({ width, height }) => [width, height])(document.getElementById('canvas'))"))
+
+
+async def shown_size(tab: Tab) -> list[int]:
+    """Width and height in which the picture is shown."""
+    script = "(({ clientWidth, clientHeight }) => [clientWidth, clientHeight])(document.querySelector('#stage img'))"
+    return list(await tab.run(script))
+
+
 async def code(tab: Tab, language: str) -> str:
     await tab.page.get_by_role("tab", name=language).click()
     return await tab.page.locator("#code-text").inner_text()
@@ -58,7 +69,7 @@ async def test_a_sample_is_answered_by_one_request(browser: Browser) -> None:
         answers = await tab.page.locator("#answers").inner_text()
         for word in ("Labels", "grey", "Detections", "dog", "Segments"):
             assert word in answers, answers
-        assert await tab.run("document.getElementById('canvas').width") == 800
+        assert await canvas_size(tab) == await shown_size(tab)
         assert "dog" in (await tab.page.locator("#canvas").get_attribute("aria-label") or "")
         assert "network" in await tab.page.locator("#timing-legend").inner_text()
         assert "batch held this picture alone" in await tab.page.locator("#ran").inner_text()
@@ -163,8 +174,27 @@ async def test_a_format_that_the_browser_does_not_know(browser: Browser, tmp_pat
         await open_playground(tab, rest)
         await tab.page.locator("#file").set_input_files(file)
         await answered(tab, file.name)
-        await tab.until("document.getElementById('drawn').naturalWidth > 0")
+        await tab.until("document.querySelector('#stage img').naturalWidth > 0")
         assert await tab.page.locator("#canvas").is_hidden()
+
+
+async def test_the_drawing_follows_the_window(browser: Browser, tmp_path: Path) -> None:
+    """The canvas always has the size in which the picture is shown; what is saved has the picture's own size."""
+    file = tmp_path / "large.jpg"
+    file.write_bytes(encoded(PHOTO.resize((2000, 1200)), "JPEG"))
+    async with open_rest() as rest, open_tab(browser) as tab:
+        await open_playground(tab, rest)
+        await tab.page.locator("#file").set_input_files(file)
+        await answered(tab, file.name)
+        wide = await canvas_size(tab)
+        assert wide == await shown_size(tab)
+        await tab.page.set_viewport_size({"width": 640, "height": 600})
+        await tab.until(f"document.getElementById('canvas').width < {wide[0]}")
+        assert await canvas_size(tab) == await shown_size(tab)
+        async with tab.page.expect_download() as saved:
+            await tab.page.get_by_role("button", name="Save drawing").click()
+        with Image.open(await (await saved.value).path()) as opened:
+            assert opened.size == (2000, 1200)
 
 
 async def test_errors_are_shown_and_leave_nothing_behind(browser: Browser, tmp_path: Path) -> None:

@@ -19,13 +19,14 @@ const MAX_FILES = 24;
 const JSON_SHOWN = 20_000;
 const RETRY_MS = 2000;
 const WATCH_MS = 5000;
+const SLOW_MS = 300; // From then on a request is seen to run.
 
 const PARAMETERS = [
   { name: "top_k", task: "classify", label: "Labels", min: 1, max: 1000, step: 1, value: "5" },
   { name: "max_detections", task: "detect", label: "Maximum detections", min: 1, max: 1000, step: 1, value: "100" },
 ];
 
-const stage = new Stage(element("canvas"));
+const stage = new Stage(element("stage"), isShown);
 const live = new Live();
 const state = { files: [], current: null, models: [], asking: null, answer: null, hidden: new Set(), language: "curl" };
 
@@ -73,8 +74,9 @@ async function ask() {
   state.asking?.abort();
   const asking = new AbortController();
   state.asking = asking;
-  clear();
   if (!chosenTasks().length) {
+    file.shown ??= showPicture(file);
+    clear();
     showProblem(new Problem("No task is chosen", "Choose at least one task that has a model."));
     return;
   }
@@ -82,11 +84,13 @@ async function ask() {
   const query = new URLSearchParams([...request.parameters]).toString();
   const url = query ? `${request.path}?${query}` : request.path;
   const post = (accept) => call(url, { method: "POST", body: file.blob, headers: { Accept: accept }, signal: asking.signal });
-  element("picture").classList.add("busy");
-  showCode();
+  const started = performance.now();
+  const responding = post("application/json"); // before all else: the rest is done while the service works
+  file.shown ??= showPicture(file);
+  clear();
+  const slow = setTimeout(() => element("picture").classList.add("busy"), SLOW_MS);
   try {
-    const started = performance.now();
-    const response = await post("application/json");
+    const response = await responding;
     const text = await response.text();
     const elapsedMs = performance.now() - started;
     const shown = await file.shown;
@@ -100,7 +104,7 @@ async function ask() {
       // A format that the browser does not know: the service draws it.
       const drawing = await (await post("image/webp")).blob();
       if (state.asking !== asking) return;
-      showDrawn(drawing, file.name);
+      await stage.show(drawing, `${file.name} with the answer drawn on it`);
     }
     showAnswer(shown);
     showTimeline(serverTiming(response.headers.get("server-timing")), elapsedMs, request.models);
@@ -108,7 +112,9 @@ async function ask() {
     if (error.name === "AbortError" || state.asking !== asking) return;
     if (error.status === 401) askForKey();
     else showProblem(error);
+    showCode();
   } finally {
+    clearTimeout(slow);
     if (state.asking === asking) element("picture").classList.remove("busy");
   }
 }
@@ -126,6 +132,7 @@ function clear() {
   for (const id of ["problem", "answer", "timings", "code", "raw", "toolbar", "classes"]) element(id).hidden = true;
   element("summary").textContent = "";
   stage.setItems([]);
+  stage.draw();
 }
 
 function showProblem(error) {
@@ -142,11 +149,12 @@ function showProblem(error) {
   countDown(Math.min(error.retryAfterS ?? 0, 600));
 }
 
-const isShown = (item) =>
-  !state.hidden.has(item.label) && (item.kind !== "detect" || item.score > Number(element("score").value));
+function isShown(item) {
+  return !state.hidden.has(item.label) && (item.kind !== "detect" || item.score > Number(element("score").value));
+}
 
 function showAnswer(onCanvas) {
-  const { answers, items, text } = state.answer;
+  const { answers, items } = state.answer;
   const has = (member) => Object.values(answers).some((answer) => answer[member]);
   element("score-field").hidden = !has("detections");
   element("opacity-field").hidden = !onCanvas || !items.some(({ mask }) => mask);
@@ -169,10 +177,17 @@ function showAnswer(onCanvas) {
   }));
   element("classes").hidden = !labels.size || !onCanvas;
   element("answer").hidden = false;
-  const pretty = JSON.stringify(JSON.parse(text), null, 2);
-  element("json").textContent = pretty.length > JSON_SHOWN ? `${pretty.slice(0, JSON_SHOWN)}\n… ${pretty.length - JSON_SHOWN} more characters` : pretty;
   element("raw").hidden = false;
+  showJson();
   refresh();
+}
+
+// Only where it is seen: masks make it long.
+function showJson() {
+  if (!element("raw-details").open || !state.answer) return;
+  const pretty = JSON.stringify(JSON.parse(state.answer.text), null, 2);
+  const more = pretty.length - JSON_SHOWN;
+  element("json").textContent = more > 0 ? `${pretty.slice(0, JSON_SHOWN)}\n… ${more} more characters` : pretty;
 }
 
 // After a change of the score, or of the classes that are shown: no new request.
@@ -196,27 +211,13 @@ function showCode() {
   element("code").hidden = false;
 }
 
-function showDrawn(blob, name) {
-  if (state.drawn) URL.revokeObjectURL(state.drawn);
-  state.drawn = URL.createObjectURL(blob);
-  Object.assign(element("drawn"), { src: state.drawn, alt: `${name} with the answer drawn on it`, hidden: false });
-  element("canvas").hidden = true;
-}
-
 // Whether the browser could draw it.
-async function showPicture(file) {
-  try {
-    await stage.show(file.blob);
-  } catch {
-    element("canvas").hidden = true;
-    return false;
-  } finally {
-    element("drawn").hidden = true;
-    element("empty").hidden = true;
-  }
-  element("canvas").hidden = false;
-  element("canvas").ariaLabel = file.name;
-  return true;
+async function showPicture({ blob, name }) {
+  const shown = await stage.show(blob);
+  element("canvas").hidden = !shown;
+  element("canvas").ariaLabel = name;
+  element("empty").hidden = true;
+  return shown;
 }
 
 // --- pictures --------------------------------------------------------------------------------------------------------
@@ -226,10 +227,9 @@ function select(file) {
   element("ask").disabled = false;
   for (const button of document.querySelectorAll("#files button")) button.ariaPressed = String(state.files[button.dataset.at] === file);
   element("sample-about").textContent = file.about ?? "";
-  clear();
-  file.shown = showPicture(file);
-  if (matchMedia("(max-width: 56rem)").matches) element("picture").scrollIntoView(); // it is below the controls
+  file.shown = null;
   ask();
+  if (matchMedia("(max-width: 56rem)").matches) element("picture").scrollIntoView(); // it is below the controls
 }
 
 function choose(files) {
@@ -367,7 +367,7 @@ function listenToPictures() {
 function listenToAnswers() {
   element("score").addEventListener("input", refresh);
   element("opacity").addEventListener("input", ({ target }) => { stage.opacity = Number(target.value); stage.draw(); });
-  stage.isShown = isShown;
+  new ResizeObserver(() => stage.fit()).observe(stage.image);
   element("canvas").addEventListener("pointermove", ({ offsetX, offsetY, target }) => {
     const item = stage.at(offsetX / target.clientWidth, offsetY / target.clientHeight);
     if (item !== stage.highlighted) stage.highlight(item);
@@ -378,6 +378,7 @@ function listenToAnswers() {
   element("save-json").addEventListener("click", () => {
     download(new Blob([state.answer.text], { type: "application/json" }), `${stem()}.json`);
   });
+  element("raw-details").addEventListener("toggle", showJson);
   element("copy").addEventListener("click", async ({ target }) => {
     await navigator.clipboard.writeText(element("code-text").textContent);
     target.textContent = "Copied";

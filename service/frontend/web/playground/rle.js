@@ -19,35 +19,21 @@ export function runs(counts) {
   return lengths;
 }
 
-/** A mask of `size` [height, width] as bytes 0 or 1 of `width` × `height`, row by row; each pixel is the nearest one. */
-export function maskPixels({ size: [sourceHeight, sourceWidth], counts }, width, height) {
-  const pixels = new Uint8Array(width * height);
-  const sourceColumn = (x) => Math.min(sourceWidth - 1, Math.floor(((x + 0.5) * sourceWidth) / width));
-  const firstAtOrBelow = (y) => Math.max(0, Math.ceil((y * height) / sourceHeight - 0.5));
-  // The columns of the screen that show a column of the mask are neighbours.
-  const shownFrom = new Int32Array(sourceWidth).fill(-1);
-  const shownTo = new Int32Array(sourceWidth).fill(-1);
+/** Set the pixels of a mask of `size` [height, width] to `value` in `pixels` of `width` × `height`, row by row: each shows the nearest pixel of the mask. */
+export function fillMask(pixels, width, height, { size: [sourceHeight, sourceWidth], counts }, value) {
+  const firstAtOrBelow = (y) => Math.ceil((y * height) / sourceHeight - 0.5);
+  const lengths = runs(counts);
+  let run = 0;
+  let end = lengths[0]; // of the run, in pixels down the columns
   for (let x = 0; x < width; x++) {
-    const column = sourceColumn(x);
-    if (shownFrom[column] < 0) shownFrom[column] = x;
-    shownTo[column] = x;
-  }
-  let position = 0;
-  runs(counts).forEach((length, at) => {
-    const end = position + length;
-    while (at % 2 && position < end) {
-      const column = Math.floor(position / sourceHeight);
-      const top = position - column * sourceHeight;
-      const bottom = Math.min(sourceHeight, top + end - position);
-      if (shownFrom[column] >= 0) {
-        const [from, to] = [firstAtOrBelow(top), Math.min(height, firstAtOrBelow(bottom))];
-        for (let x = shownFrom[column]; x <= shownTo[column]; x++) {
-          for (let y = from; y < to; y++) pixels[y * width + x] = 1;
-        }
-      }
-      position += bottom - top;
+    const start = Math.min(sourceWidth - 1, Math.floor(((x + 0.5) * sourceWidth) / width)) * sourceHeight;
+    const stop = start + sourceHeight;
+    while (run > 0 && end - lengths[run] > start) end -= lengths[run--];
+    for (let from = start; from < stop; from = end) {
+      while (end <= from) end += lengths[++run];
+      if (run % 2 === 0) continue;
+      const last = Math.min(height, firstAtOrBelow(Math.min(end, stop) - start)) * width;
+      for (let at = firstAtOrBelow(from - start) * width + x; at < last; at += width) pixels[at] = value;
     }
-    position = end;
-  });
-  return pixels;
+  }
 }
