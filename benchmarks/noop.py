@@ -27,7 +27,7 @@ from model.bundle import Bundle, BundleConfig
 from model.containers.header import Header
 from model.reference import REFERENCE_PARAMS, reference_input
 from model.spec import CenterCropSpec, Preprocessing
-from model.types import Batch, Geometry, Image, ModelInput, RawOutput, Size, Task
+from model.types import Batch, Geometry, Image, ModelInput, Size, Task
 from service.frontend.core.auth import open_auth
 from service.frontend.core.engine import Engine
 from service.frontend.core.executor import PreparePool, Timed, Work
@@ -40,6 +40,7 @@ from service.settings import Settings, usable_cores
 from service.types import PredictRequest
 from service.wire.pool import WorkerPool
 from service.wire.worker_endpoint import WorkerEndpoint
+from service.worker.runner import Outputs
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_answer, fake_bundle
 
@@ -61,8 +62,8 @@ class NoRunner(FakeRunner):
         ready = reference_input(bundle.config.preprocessing)
         self.answer = fake_answer(Task.CLASSIFY, ready.pixels, ready.geometry, REFERENCE_PARAMS)
 
-    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:  # noqa: ARG002  (the protocol's)
-        return (self.answer,) * len(batch)
+    def run(self, slot: str, batch: Batch, lanes: int) -> Outputs:  # noqa: ARG002  (the protocol's)
+        return (self.answer,) * len(batch.params)
 
 
 class NoDecoding(PreparePool):

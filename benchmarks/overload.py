@@ -35,7 +35,7 @@ from prometheus_client import CollectorRegistry
 from model.containers.header import Header
 from model.reference import REFERENCE_PICTURE
 from model.spec import Preprocessing
-from model.types import Batch, Image, ModelInput, RawOutput, Task
+from model.types import Batch, Image, ModelInput, Task
 from service.cli.load.http import ConnectionBroken, Connections, request_bytes
 from service.cli.load.loops import ANSWERED, Outcome, Status, closed_loop, open_loop
 from service.frontend.core.auth import open_auth
@@ -48,6 +48,7 @@ from service.process import open_listener, run_process
 from service.settings import Settings
 from service.wire.pool import WorkerPool
 from service.wire.worker_endpoint import WorkerEndpoint
+from service.worker.runner import Outputs
 from service.worker.worker import Worker
 from tests.fakes import FakeRunner, fake_bundle
 
@@ -89,7 +90,7 @@ class TimedRunner(FakeRunner):
 
     image_s = msgspec.json.decode(os.environ.get(DEVICE_S, "{}"), type=dict[Task, float])
 
-    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def run(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         time.sleep(self.image_s[self.slots[slot].config.task] * len(batch))
         return super().run(slot, batch, lanes)
 

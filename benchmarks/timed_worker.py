@@ -11,7 +11,8 @@ import time
 
 from benchmarks import noop
 from model.spec import CenterCropSpec
-from model.types import Batch, RawOutput
+from model.types import Batch
+from service.worker.runner import Outputs
 from tests import fakes
 
 IMAGE_MS = "BENCH_IMAGE_MS"
@@ -21,7 +22,7 @@ IMAGE_MS = "BENCH_IMAGE_MS"
 class TimedRunner(noop.NoRunner):
     """Takes its time, during which other threads run as they do beside a GPU."""
 
-    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def run(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         time.sleep(len(batch.geometries) * float(os.environ[IMAGE_MS]) / 1000)
         return super().run(slot, batch, lanes)
 

@@ -152,9 +152,8 @@ def _source_span(target: range, scale: float, length: int) -> tuple[float, float
 
 def _corner(content: Size, crop: int) -> tuple[int, int]:
     """The first row and column of a centred crop, rounded as torchvision does; negative where the crop is longer."""
-    lengths = content.height, content.width
-    top, left = [round((length - crop) / 2) if length >= crop else -((crop - length) // 2) for length in lengths]
-    return top, left
+    top, left = (content.height - crop) / 2, (content.width - crop) / 2
+    return round(top) if top >= 0 else math.ceil(top), round(left) if left >= 0 else math.ceil(left)
 
 
 def _round_up(length: int, multiple: int) -> int:

@@ -55,7 +55,7 @@ from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_TRACING, Tracing
 from service.settings import Settings
 from service.wire.worker_endpoint import WorkerEndpoint
-from service.worker.runner import OutOfDeviceMemory
+from service.worker.runner import OutOfDeviceMemory, Outputs, finite_outputs
 from service.worker.state_folder import StateFolder
 from service.worker.tuning import BestBatch
 from service.worker.worker import Worker
@@ -304,7 +304,7 @@ class FakeRunner:
         assert slot in self.slots
         return "fp32"
 
-    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def run(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         with self._lock:
             self._lanes_taken += lanes
             self.taken_at_once.append(self._lanes_taken)
@@ -317,7 +317,7 @@ class FakeRunner:
             with self._lock:
                 self._lanes_taken -= lanes
 
-    def _answer(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def _answer(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         config = self.slots[slot].config
         unblocked, held = self.unblocked, self.held  # in this order: `block` sets them in the other
         if not unblocked.is_set():
@@ -333,7 +333,7 @@ class FakeRunner:
         assert slot in self.slots, "a model was let go while a batch ran on it"
         shift = 50 if slot in self.damaged_slots else self.shift
         rows = zip(batch.pixels, batch.geometries, batch.params, strict=True)
-        return tuple(
+        return finite_outputs(
             self._spoil(fake_answer(config.task, pixels + np.uint8(shift), geometry, params), pixels)
             for pixels, geometry, params in rows
         )

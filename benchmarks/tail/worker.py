@@ -11,11 +11,12 @@ from prometheus_client import CollectorRegistry
 from benchmarks.tail.records import Batch as Recorded
 from benchmarks.tail.records import Records
 from model.bundle import find_bundle, read_bundle
-from model.types import Batch, RawOutput
+from model.types import Batch
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_TRACING
 from service.settings import Settings
 from service.wire.worker_endpoint import WorkerEndpoint
+from service.worker.runner import Outputs
 from service.worker.state_folder import StateFolder
 from service.worker.torch_runner import TorchRunner
 from service.worker.worker import Worker
@@ -26,7 +27,7 @@ class RecordingRunner(TorchRunner):
         super().__init__((), settings, state)
         self._records = records
 
-    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def run(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         before, cpu_s, started_s = resource.getrusage(resource.RUSAGE_THREAD), time.thread_time(), time.monotonic()
         outputs = super().run(slot, batch, lanes)
         ended_s = time.monotonic()

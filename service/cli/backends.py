@@ -19,8 +19,7 @@ from convmlp_client.results import Task as ClientTask
 from convmlp_client.retry import Retries
 from model.bundle import Bundle, find_bundle, read_bundle
 from model.decode import Picture, decode
-from model.errors import ConvMLPError
-from model.postprocess.results import require_finite
+from model.errors import ConvMLPError, NotFinite
 from model.preprocess import prepare
 from model.tiles import needs_whole, plan_tiles, prepare_tiles
 from model.types import Batch, Image, ModelInput, QueryParams, RawOutput, Task
@@ -289,7 +288,9 @@ class LocalBackend:
             raise Overloaded(
                 "the image does not fit into the device's memory; send a smaller one, or set CONVMLP_DEVICE=cpu"
             ) from error
-        return require_finite(output)
+        if isinstance(output, NotFinite):
+            raise output
+        return output
 
     async def palettes(self) -> Mapping[str, Palette | None]:
         return {self._config.name: self._config.palette}

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from model.errors import ConvMLPError
 from service.errors import ConnectionEnd, DeadlineExceeded, Overloaded, Refusal, Unavailable
-from service.observability.histograms import Histogram, Observations, exemplar_of
+from service.observability.histograms import Histogram, Observations
 
 METRICS_DIR = "CONVMLP_METRICS_DIR"
 """Environment variable: the folder in which the processes of one service share their metrics."""
@@ -268,8 +268,11 @@ class FrontEndMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class _ModelMetrics:
-    """A model's metrics. Looking them up by label each time takes longer than counting."""
+class ModelMetrics:
+    """A model's metrics: looking them up by label each time takes longer than counting.
+
+    `queue` and `infer` are seconds of an image, `busy` those of the whole device.
+    """
 
     queue: Observations
     infer: Observations
@@ -283,7 +286,7 @@ class WorkerMetrics:
     """The metrics of a worker process. `tasks` has the task of each model that is served at the start."""
 
     def __init__(self, registry: CollectorRegistry, tasks: Mapping[str, str]) -> None:
-        self._models: dict[str, _ModelMetrics] = {}
+        self.models: dict[str, ModelMetrics] = {}
         self._queue_depth: Callable[[str], int] = lambda _: 0
         self._stage = _stage_histogram(registry)
         self._batch_size = Histogram(
@@ -352,7 +355,7 @@ class WorkerMetrics:
 
     def add_model(self, model: str, task: str) -> None:
         """Add a model. It is not ready yet."""
-        self._models[model] = _ModelMetrics(
+        self.models[model] = ModelMetrics(
             queue=self._stage.labels("queue", task),
             infer=self._stage.labels("infer", task),
             batch_size=self._batch_size.labels(model),
@@ -371,25 +374,6 @@ class WorkerMetrics:
     def uses_gpu(self, uuid: str, name: str, device: str) -> None:
         """`uuid` as NVML has it; `device` as torch does: `cuda:0` is the first that the process may see."""
         self._gpu.labels(uuid, name, device).set(1)
-
-    def batch(
-        self, model: str, images: int, seconds: float, part: float = 1.0, ids: dict[str, str] | None = None
-    ) -> None:
-        """A batch of `images` ran for `seconds` on this part (0 to 1) of the device. `ids`: of its own trace."""
-        metrics = self._models[model]
-        metrics.batch_size.add((images, None))
-        metrics.images.inc(images)
-        metrics.busy.inc(seconds * part)
-        observed = seconds, None if ids is None else exemplar_of(ids, seconds)
-        for _ in range(images):  # each image took as long as its batch
-            metrics.infer.add(observed)
-
-    def not_finite(self, model: str) -> None:
-        """An output had NaN or infinity."""
-        self._models[model].not_finite.inc()
-
-    def waited(self, model: str, seconds: float, ids: dict[str, str] | None = None) -> None:
-        self._models[model].queue.add((seconds, None if ids is None else exemplar_of(ids, seconds)))
 
     def best_batch(self, model: str, images: int) -> None:
         self._best_batch.labels(model).set(images)

@@ -19,17 +19,25 @@ While all lanes are busy, the next batches grow. Only inputs of one shape share 
 the other images of its batch.
 
 `Dispatcher` runs what `Scheduler` chooses. Nothing here has a clock or a device, so that `benchmarks.tail` simulates
-the same code.
+the same code. A batch that fails is divided: see `Retries`.
 """
 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import structlog
+
+from model.errors import ConvMLPError
+from model.types import Batch
+from service.errors import Internal, Overloaded
 from service.worker.queue import JobQueue
-from service.worker.types import RunningBatch, Shape
+from service.worker.runner import OutOfDeviceMemory
+from service.worker.types import Job, RunningBatch, Shape
 
 MAX_CAPS = 256
 """Shapes whose memory cap is kept."""
@@ -50,6 +58,8 @@ DEVIATIONS = 2.0
 """A batch seldom takes longer than expected by more than so many times the mean of its differences."""
 MAX_KNOWN = 256
 """Shapes, and slots, whose speed is kept."""
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -359,3 +369,59 @@ class Scheduler:
     def _most_lanes(self, shape: Shape | None = None) -> int:
         useful = self._max_lanes if shape is None else self._limits.useful_lanes(shape, self._max_lanes)
         return min(useful, max(1, round(self._max_lanes * (1 - self._utilisation.recent))))
+
+
+class Retries:
+    """Parts of failed batches, which run again before the queue. A job is answered with an error only after it ran
+    alone."""
+
+    def __init__(self, limits: BatchSizeLimits) -> None:
+        self._limits = limits
+        self.parts: deque[tuple[Job, ...]] = deque()
+        self.alone: deque[tuple[Job, ...]] = deque()
+        """Single jobs that did not fit into memory beside other batches; they run on all lanes."""
+
+    @property
+    def batches(self) -> tuple[tuple[Job, ...], ...]:
+        """Everything that waits here."""
+        return (*self.alone, *self.parts)
+
+    def on_batch_error(self, error: Exception, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
+        """Keep the jobs of a failed batch for another try. Where its only job failed for good: the error to reply."""
+        if isinstance(error, OutOfDeviceMemory):
+            return self._on_out_of_memory(jobs, was_alone)
+        shape, ids = jobs[0].shape, [job.request_id for job in jobs]
+        log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
+        if len(jobs) == 1:
+            return Internal("the model could not answer this image; see the worker's log")
+        self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
+        return None
+
+    def _on_out_of_memory(self, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
+        half = self._limits.halve(jobs[0].shape, len(jobs))
+        if half:
+            log.warning("out of device memory", model=jobs[0].shape.model, images=len(jobs), next_limit=half)
+            self.parts.extend((jobs[:half], jobs[half:]))
+        elif was_alone:
+            return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
+        else:  # other batches may have used the memory
+            self.alone.append(jobs)
+        return None
+
+
+def make_batch(jobs: Sequence[Job]) -> Batch:
+    """The inputs of jobs of one shape: uint8 (N, h, w, 3), contiguous; row i is job i's.
+
+    Each input is copied once, into the array that goes to the device. An input that is alone is not copied.
+
+    Raises:
+        OutOfDeviceMemory: the host has no memory for it.
+    """
+    try:
+        if len(jobs) == 1:
+            job = jobs[0]
+            return Batch(np.ascontiguousarray(job.input.pixels[np.newaxis]), (job.input.geometry,), (job.params,))
+        pixels = np.stack([job.input.pixels for job in jobs])
+    except MemoryError as error:
+        raise OutOfDeviceMemory(str(error)) from error
+    return Batch(pixels, tuple([job.input.geometry for job in jobs]), tuple([job.params for job in jobs]))

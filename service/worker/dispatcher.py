@@ -1,4 +1,4 @@
-"""Between queue and device: which jobs run next, on which lanes, and the replies to each batch.
+"""Between queue and device: its lanes and threads, which jobs run next, and the replies to each batch.
 
 The loop: `worker.py` receives jobs; `Dispatcher.step` publishes the batches that ended, refuses late jobs, and
 schedules and forwards batches while lanes are free.
@@ -7,26 +7,28 @@ schedules and forwards batches while lanes are free.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
+from bisect import insort
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import structlog
 
-from model.errors import ConvMLPError, NotFinite
-from model.types import Batch, RawOutput
-from service.errors import Internal, Overloaded
+from model.errors import NotFinite
+from service.errors import Overloaded
+from service.observability.histograms import exemplar_of
 from service.observability.metrics import WorkerMetrics
 from service.observability.tracing import NO_SPAN, NO_TRACING, Span, Tracing, within
 from service.worker.admission import Admission
-from service.worker.batching import BatchSizeLimits, LatencyEstimator, Scheduler
-from service.worker.device_executor import DeviceCall, DeviceExecutor
+from service.worker.batching import BatchSizeLimits, LatencyEstimator, Retries, Scheduler, make_batch
 from service.worker.device_thread import DeviceThread
+from service.worker.job_spans import batch_span, trace_job
 from service.worker.queue import JobQueue
-from service.worker.runner import DeviceLost, OutOfDeviceMemory, Runner
+from service.worker.runner import DeviceLost, Outputs, Runner
 from service.worker.types import Job, JobKey, JobResult, RunningBatch, Shape
 
 IDLE_S = 5.0
@@ -34,14 +36,100 @@ IDLE_S = 5.0
 TRIAL_WAIT_S = 1.0
 """A batch that only measures a model waits for so long while jobs wait: a model that is loaded becomes ready on a busy
 device too."""
-OUT_OF_MEMORY = "out-of-device-memory"
-"""Error code of a batch's span."""
-
-Outputs = tuple[RawOutput | NotFinite, ...]
 
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class DeviceCall(Generic[T]):
+    """A function that runs on some lanes, in one thread. `result` and the times are set once they are known.
+
+    `started_s` is None until the thread takes the call: the first thread may have a model to load before.
+    """
+
+    function: Callable[[], T]
+    on_done: Callable[[DeviceCall[T]], None]
+    lanes: int
+    thread: int
+    started_s: float | None = None
+    ended_s: float = 0.0
+    result: T | Exception | None = None
+
+
+class DeviceExecutor:
+    """The device's lanes and their threads. It runs several calls at once, each on some lanes and in one thread.
+
+    `first` is the thread in which models are put on the device; the other threads are made here. `free` lanes have
+    no call. Where it `can_overlap`, one more call may run in a thread of its own beside those that hold all lanes.
+
+    Calls on several lanes use the first threads, calls on one lane the last. OpenMP keeps a team of threads for each
+    thread that ever computed on several cores, and once these are more than the cores, all of them sleep after each
+    layer of a network: a lone ConvMLP-S on two cores then takes 17 ms instead of 11.
+    """
+
+    def __init__(
+        self, lanes: int, first: DeviceThread, clock: Callable[[], float] = time.monotonic, *, can_overlap: bool = False
+    ) -> None:
+        self.lanes = lanes
+        self.free = lanes
+        self.can_overlap = can_overlap
+        """And no call overlaps now."""
+        self._clock = clock
+        others = [DeviceThread(f"lane-{number}") for number in range(2, lanes + 1 + can_overlap)]
+        self._threads = [first, *others]
+        self._idle = list(range(lanes))
+        """Indices of `_threads` without a call, rising."""
+        self._calls: list[DeviceCall[Any]] = []
+        self._answered_s = clock()
+
+    def run(self, lanes: int, function: Callable[[], T], on_done: Callable[[DeviceCall[T]], None]) -> None:
+        """Call a function in a thread, and `on_done` in the event loop afterwards. So many lanes must be free; with 0
+        lanes it overlaps the other calls."""
+        if lanes:
+            thread = self._idle.pop(0 if lanes > 1 else -1)
+        else:
+            thread, self.can_overlap = self.lanes, False
+        call = DeviceCall(function, on_done, lanes, thread)
+        self.free -= lanes
+        self._calls.append(call)
+        self._threads[call.thread].post(partial(self._work, call, asyncio.get_running_loop()))
+
+    def busy_s(self) -> float:
+        """For how many seconds the oldest running call has been running; 0 where none runs."""
+        started_s = [call.started_s for call in self._calls if call.started_s is not None]
+        return self._clock() - min(started_s) if started_s else 0.0
+
+    def silent_s(self) -> float:
+        """For how many seconds the device, or a lane with a call, has not answered."""
+        return max(self.busy_s(), self._clock() - self._answered_s)
+
+    def close(self) -> None:
+        """Let the threads end after their present calls, whose results are dropped."""
+        for thread in self._threads[1:]:
+            thread.shutdown(wait=False)
+
+    def _work(self, call: DeviceCall[T], loop: asyncio.AbstractEventLoop) -> None:
+        """In the call's thread."""
+        call.started_s = self._clock()
+        try:
+            call.result = call.function()
+        except Exception as error:  # passed to `on_done`
+            call.result = error
+        call.ended_s = self._clock()
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            loop.call_soon_threadsafe(self._finish, call)
+
+    def _finish(self, call: DeviceCall[T]) -> None:
+        self._calls.remove(call)
+        if call.lanes:
+            insort(self._idle, call.thread)
+        else:
+            self.can_overlap = True
+        self.free += call.lanes
+        self._answered_s = call.ended_s
+        call.on_done(call)
 
 
 class Dispatcher:
@@ -76,7 +164,6 @@ class Dispatcher:
         self._latency = LatencyEstimator()
         self._scheduler = Scheduler(queue, limits, self._latency, runner.lanes, runner.max_lanes_per_batch)
         self._running: list[RunningBatch] = []
-        self._ended: deque[tuple[RunningBatch, DeviceCall[Outputs]]] = deque()
         self.admission = Admission(
             queue, self._running, self._latency, limits, runner.lanes, clock, can_overlap=runner.can_overlap
         )
@@ -109,23 +196,25 @@ class Dispatcher:
         if self._queue.remove(key) is not None:
             self._step_soon()
 
-    def step(self) -> None:
-        """Publish what ended, then start what can be started. The caller has admitted all jobs that have arrived, so
-        that a burst is seen as one."""
+    def step(self, ended: RunningBatch | None = None, call: DeviceCall[Outputs] | None = None) -> None:
+        """Publish the batch whose call ended, if any, then start what can be started. The caller has admitted all jobs
+        that have arrived, so that a burst is seen as one."""
         self._step_due = False
         if self._failure is None or self._failure.done():
             return
         try:
-            if self._ended:
-                while self._ended:
-                    self._publish(*self._ended.popleft())
+            if ended is not None and call is not None:
+                self._publish(ended, call)
                 if self._on_replies is not None:
                     self._on_replies()
             if self._queue.images and (self.executor.free or self.executor.can_overlap):
                 now_s = self._clock()
                 for job, error in self.admission.remove_late():
                     self._reply(job, JobResult(error, now_s - job.enqueued_s, 0.0))
-            while self.executor.free and (batch := self._schedule()) is not None:
+            retries = self._retries
+            while self.executor.free and (self._queue.images or self._trials or retries.parts or retries.alone):
+                if (batch := self._schedule()) is None:
+                    break
                 self._forward(batch)
             if self.executor.can_overlap and not self.executor.free and self._queue.images:
                 self._overlap()
@@ -189,7 +278,7 @@ class Dispatcher:
             asyncio.get_running_loop().call_soon(self.step)
 
     def _schedule(self) -> RunningBatch | None:
-        """The next batch, where a lane is free. None: nothing waits, or it must wait for more lanes."""
+        """The next batch, where a lane is free and something waits. None: it must wait for more lanes."""
         free, lanes, queue, retries = self.executor.free, self.executor.lanes, self._queue, self._retries
         if retries.alone:
             return RunningBatch(retries.alone.popleft(), lanes) if not self._running else None
@@ -212,18 +301,11 @@ class Dispatcher:
         self._scheduler.started(batch, self._clock())
         self._running.append(batch)
         lanes = 0 if batch.overlaps else batch.lanes
-        self.executor.run(lanes, partial(self._compute, batch), partial(self._on_ended, batch))
+        self.executor.run(lanes, partial(self._compute, batch), partial(self.step, batch))
 
     def _compute(self, batch: RunningBatch) -> Outputs:
         """In a lane's thread. Inputs are copied into the batch here, where it delays nothing else."""
-        finite: list[RawOutput | NotFinite] = []
-        for output in self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes):
-            finite.append(output if output.finite else NotFinite())
-        return tuple(finite)
-
-    def _on_ended(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
-        self._ended.append((batch, call))
-        self.step()
+        return self._runner.run(batch.jobs[0].shape.slot, make_batch(batch.jobs), batch.lanes)
 
     def _publish(self, batch: RunningBatch, call: DeviceCall[Outputs]) -> None:
         """Reply to each job of a batch that ended. Where it failed, smaller parts of it may run again instead."""
@@ -236,7 +318,11 @@ class Dispatcher:
             self._end_trial(batch, outputs, infer_s)
             return
         self._scheduler.ended(batch, infer_s)
-        span = self._trace_batch(jobs, call) if self._tracing.on else NO_SPAN
+        span = (
+            batch_span(self._tracing, self._runner, jobs, call.started_s, call.ended_s, outputs)
+            if self._tracing.on
+            else NO_SPAN
+        )
         if isinstance(outputs, Exception):
             with within(span):
                 was_alone = batch.lanes == self.executor.lanes and not batch.overlaps and not self._running
@@ -248,7 +334,11 @@ class Dispatcher:
             output_pixels = sum(job.output_pixels for job in jobs) if jobs[0].output_pixels else 0
             self._latency.record(shape, len(jobs), infer_s, output_pixels)
         part = 0.0 if batch.overlaps else batch.lanes / self.executor.lanes
-        self._metrics.batch(shape.model, len(jobs), infer_s, part, span.ids if self._tracing.on else None)
+        metrics = self._metrics.models[shape.model]
+        metrics.batch_size.add((len(jobs), None))
+        metrics.images.inc(len(jobs))
+        metrics.busy.inc(infer_s * part)
+        observed_s = infer_s, exemplar_of(span.ids, infer_s) if self._tracing.on else None
         last: dict[bytes, Job] = {}
         """By front-end: its last job that has an output."""
         for job, output in zip(jobs, outputs, strict=True):
@@ -257,11 +347,12 @@ class Dispatcher:
         for job, output in zip(jobs, outputs, strict=True):
             if isinstance(output, NotFinite):
                 self._count_not_finite(job)
+            metrics.infer.add(observed_s)  # each image took as long as its batch
             is_last = last.get(job.key[0]) is job
             self._reply(job, JobResult(output, call.started_s - job.enqueued_s, infer_s, len(jobs), is_last), span)
 
     def _count_not_finite(self, job: Job) -> None:
-        self._metrics.not_finite(job.shape.model)
+        self._metrics.models[job.shape.model].not_finite.inc()
         log.error("output is not finite", model=job.shape.model, request_id=job.request_id)
         if job.request_id and self._on_not_finite is not None:  # else it is a self-check, which sees for itself
             self._on_not_finite()
@@ -278,9 +369,10 @@ class Dispatcher:
 
     def _reply(self, job: Job, result: JobResult, batch: Span = NO_SPAN) -> None:
         is_traced = self._tracing.on and job.span.recording
-        self._metrics.waited(job.shape.model, result.queue_s, job.span.ids if is_traced else None)
+        exemplar = exemplar_of(job.span.ids, result.queue_s) if is_traced else None
+        self._metrics.models[job.shape.model].queue.add((result.queue_s, exemplar))
         if is_traced:
-            _trace_job(job, result, batch)
+            trace_job(job, result, batch)
         job.reply(job, result)
 
     async def _keep_pinging(self) -> None:
@@ -312,97 +404,7 @@ class Dispatcher:
             return bool(self._queue.images or batches)
         return self._queue.has_slot(slot) or any(jobs[0].shape.slot == slot for jobs in batches)
 
-    def _trace_batch(self, jobs: Sequence[Job], call: DeviceCall[Outputs]) -> Span:
-        """The span of a batch. It is a trace of its own, since a batch serves several requests; it is linked to those
-        that are traced."""
-        error = ""
-        if isinstance(call.result, Exception):
-            error = OUT_OF_MEMORY if isinstance(call.result, OutOfDeviceMemory) else Internal.code
-        shape = jobs[0].shape
-        assert call.started_s is not None
-        return self._tracing.batch_span(
-            "batch",
-            [job.span for job in jobs],
-            call.started_s,
-            call.ended_s,
-            {
-                "convmlp.model": shape.model,
-                "convmlp.batch.size": len(jobs),
-                "convmlp.input.height": shape.height,
-                "convmlp.input.width": shape.width,
-                "convmlp.device": self._runner.device,
-                "convmlp.precision": self._runner.precision(shape.slot),
-            },
-            error,
-        )
-
 
 def _set_unless_done(future: asyncio.Future[T], result: T) -> None:
     if not future.done():
         future.set_result(result)
-
-
-def _trace_job(job: Job, result: JobResult, batch: Span) -> None:
-    """The spans of a job's stages, in its request's trace, linked to the batch that it ran in."""
-    error = result.result.code if isinstance(result.result, ConvMLPError) else ""
-    taken_s = job.enqueued_s + result.queue_s
-    ran = result.infer_s > 0
-    job.span.record("queue", job.enqueued_s, taken_s, error="" if ran else error)
-    if ran:
-        job.span.record("infer", taken_s, taken_s + result.infer_s, error=error, link=batch)
-
-
-class Retries:
-    """Parts of failed batches, which run again before the queue. A job is answered with an error only after it ran
-    alone."""
-
-    def __init__(self, limits: BatchSizeLimits) -> None:
-        self._limits = limits
-        self.parts: deque[tuple[Job, ...]] = deque()
-        self.alone: deque[tuple[Job, ...]] = deque()
-        """Single jobs that did not fit into memory beside other batches; they run on all lanes."""
-
-    @property
-    def batches(self) -> tuple[tuple[Job, ...], ...]:
-        """Everything that waits here."""
-        return (*self.alone, *self.parts)
-
-    def on_batch_error(self, error: Exception, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
-        """Keep the jobs of a failed batch for another try. Where its only job failed for good: the error to reply."""
-        if isinstance(error, OutOfDeviceMemory):
-            return self._on_out_of_memory(jobs, was_alone)
-        shape, ids = jobs[0].shape, [job.request_id for job in jobs]
-        log.error("batch failed", model=shape.model, images=len(jobs), request_ids=ids, exc_info=error)
-        if len(jobs) == 1:
-            return Internal("the model could not answer this image; see the worker's log")
-        self.parts.extend((job,) for job in jobs)  # one bad input must not cost its neighbours their answers
-        return None
-
-    def _on_out_of_memory(self, jobs: tuple[Job, ...], was_alone: bool) -> ConvMLPError | None:
-        half = self._limits.halve(jobs[0].shape, len(jobs))
-        if half:
-            log.warning("out of device memory", model=jobs[0].shape.model, images=len(jobs), next_limit=half)
-            self.parts.extend((jobs[:half], jobs[half:]))
-        elif was_alone:
-            return Overloaded("the device has no memory left for this image; try again later or send a smaller one")
-        else:  # other batches may have used the memory
-            self.alone.append(jobs)
-        return None
-
-
-def make_batch(jobs: Sequence[Job]) -> Batch:
-    """The inputs of jobs of one shape: uint8 (N, h, w, 3), contiguous; row i is job i's.
-
-    Each input is copied once, into the array that goes to the device. An input that is alone is not copied.
-
-    Raises:
-        OutOfDeviceMemory: the host has no memory for it.
-    """
-    try:
-        if len(jobs) == 1:
-            job = jobs[0]
-            return Batch(np.ascontiguousarray(job.input.pixels[np.newaxis]), (job.input.geometry,), (job.params,))
-        pixels = np.stack([job.input.pixels for job in jobs])
-    except MemoryError as error:
-        raise OutOfDeviceMemory(str(error)) from error
-    return Batch(pixels, tuple([job.input.geometry for job in jobs]), tuple([job.params for job in jobs]))

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from model.bundle import Bundle
+from model.errors import NotFinite
 from model.types import Batch, Deployment, RawOutput
+
+Outputs = tuple[RawOutput | NotFinite, ...]
+"""Of the rows of a batch. An error stands in the place of an output that has NaN or infinity."""
 
 
 class DeviceMissing(Exception):
@@ -99,7 +103,7 @@ class Runner(Protocol):
         """Empty a slot of which no batch runs, and free its memory. An empty slot stays empty."""
         ...
 
-    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def run(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         """Run a batch on some of the lanes. Output i belongs to row i of the batch.
 
         All batches that run at once have at most `lanes` lanes together, without one that overlaps.
@@ -116,3 +120,8 @@ class Runner(Protocol):
     def close(self) -> None:
         """Release the device."""
         ...
+
+
+def finite_outputs(outputs: Iterable[RawOutput]) -> Outputs:
+    """The outputs, and an error in the place of each that has NaN or infinity."""
+    return tuple(output if output.finite else NotFinite() for output in outputs)

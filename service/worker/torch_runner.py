@@ -24,9 +24,9 @@ from torch import nn
 from model.bundle import Bundle
 from model.precision import MAX_SPREAD, Precision, Selection, candidates_of, make_predictor, select_precision
 from model.predictor import Predictor, default_device, load_deployed, load_network
-from model.types import AS_TRAINED, Batch, Deployment, RawOutput
+from model.types import AS_TRAINED, Batch, Deployment
 from service.settings import Settings, usable_cores
-from service.worker.runner import DeviceMissing, OutOfDeviceMemory
+from service.worker.runner import DeviceMissing, OutOfDeviceMemory, Outputs, finite_outputs
 from service.worker.state_folder import NOTHING_KEPT, StateFolder
 
 CUDA_LANES = 2
@@ -181,7 +181,7 @@ class TorchRunner:
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def run(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         substitute: ThreadPoolExecutor | None = getattr(self._substitutes, "thread", None)
         try:
             if substitute is None:
@@ -195,9 +195,9 @@ class TorchRunner:
                 self._substitutes.thread = ThreadPoolExecutor(1, thread_name_prefix="substitute")
             raise
 
-    def _run(self, slot: str, batch: Batch, lanes: int) -> tuple[RawOutput, ...]:
+    def _run(self, slot: str, batch: Batch, lanes: int) -> Outputs:
         with self._memory_errors(), self._lane(lanes):
-            return self._slots[slot].predictor.predict(batch)
+            return finite_outputs(self._slots[slot].predictor.predict(batch))
 
     def ping(self) -> None:
         self._ping_tensor.logical_not_().item()  # what is copied back was computed there

@@ -13,6 +13,7 @@ from pydantic import PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from model.bundle import CONFIG_FILE, BundleConfig, read_bundle
+from model.errors import NotFinite
 from model.families.classifier import ClassifierSpec
 from model.families.convmlp import CONVMLP_SIZES
 from model.families.registry import (
@@ -163,6 +164,7 @@ def test_a_registered_family_is_imported_served_and_exported(
     picture = reference_input(config.preprocessing)
     batch = Batch(np.stack([picture.pixels] * 2), (picture.geometry,) * 2, (REFERENCE_PARAMS,) * 2)
     for raw in runner.run("mine", batch, 1):
+        assert not isinstance(raw, NotFinite)
         assert mismatch(postprocess(raw, config, picture.geometry.original), config.reference) is None
     export_checkpoint(bundle, tmp_path / "back.pth")
     import_checkpoint(tmp_path / "back.pth", tmp_path / "store", "again")

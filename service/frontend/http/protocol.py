@@ -20,10 +20,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import ConnectionEnd
 from service.frontend.core.renewal import Reloaded
-from service.frontend.http import refusals
-from service.frontend.http.connections import Connections, Disconnect
+from service.frontend.http import connections
+from service.frontend.http.connections import MAX_HEAD_BYTES, Connections, Disconnect, Refusal, malformed
 from service.frontend.http.handshake import start_tls
-from service.frontend.http.refusals import MAX_HEAD_BYTES, Refusal, malformed
 
 READ_AHEAD_BYTES = 256 * 2**10
 """Of a body that are kept before its endpoint reads them: what one system call brings."""
@@ -182,7 +181,7 @@ class BoundedHttp(HttpToolsProtocol):
                 self.loop.call_soon(self._unblock)
                 return
             if self._bytes_without_progress >= MAX_HEAD_BYTES:
-                self._refuse(refusals.HEAD_TOO_LARGE)
+                self._refuse(connections.HEAD_TOO_LARGE)
                 return
         if self._in_head and self._head_timer is None:  # most heads come in one piece and need none
             self._start_head_timer(self.head_timeout_s)
@@ -202,7 +201,7 @@ class BoundedHttp(HttpToolsProtocol):
         if self._head_timer is not None:
             self._stop_head_timer()
         version = self.parser.get_http_version()
-        self._body_left = refusals.check_head(self.headers, version)
+        self._body_left = connections.check_head(self.headers, version)
         self.expect_100_continue &= version != "1.0"  # RFC 9110, section 10.1.1
         super().on_headers_complete()
         if not self.parser.should_upgrade():
@@ -323,7 +322,7 @@ class BoundedHttp(HttpToolsProtocol):
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode("ascii")
         if method == b"CONNECT":
-            self._refuse(refusals.CONNECT)
+            self._refuse(connections.CONNECT)
             return
         headers = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
         head = b"%b %b HTTP/%b\r\n%b\r\n" % (method, self.url, version, b"".join(headers))
@@ -363,7 +362,7 @@ class BoundedHttp(HttpToolsProtocol):
             self.end(ConnectionEnd.HANDSHAKE)
         else:
             self._take_unparsed()
-            self._refuse(refusals.TOO_MUCH_PIPELINED)
+            self._refuse(connections.TOO_MUCH_PIPELINED)
 
     def _take_unparsed(self) -> bytes:
         unparsed, self._unparsed = self._unparsed, b""
@@ -420,7 +419,7 @@ class BoundedHttp(HttpToolsProtocol):
         self._linger_timer = self.loop.call_later(after_s, self._watch_half_closed, min(2 * after_s, LAST_LOOK_S))
 
     def _start_head_timer(self, after_s: float) -> None:
-        self._head_timer = self.loop.call_later(after_s, self._refuse, refusals.HEAD_TIMEOUT)
+        self._head_timer = self.loop.call_later(after_s, self._refuse, connections.HEAD_TIMEOUT)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:

@@ -56,6 +56,15 @@ def _obey(metrics: Any, shared: ProcessMetrics, answers: TextIO) -> None:  # noq
                 answer = None
             case ["stage", stage, task, seconds]:
                 answer = metrics.stages[stage, task].add((seconds, None))
+            case ["queued", model, seconds]:
+                answer = metrics.models[model].queue.add((seconds, None))
+            case ["batch", model, images, seconds]:
+                of_model = metrics.models[model]
+                of_model.batch_size.add((images, None))
+                for _ in range(images):
+                    of_model.infer.add((seconds, None))
+                of_model.images.inc(images)
+                answer = of_model.busy.inc(seconds)
             case ["in_flight", images]:
                 answer = metrics.in_flight.inc(images)
             case ["queue", images, pixels]:

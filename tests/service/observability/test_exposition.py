@@ -66,7 +66,7 @@ def test_each_process_exposes_the_sum_of_all(tmp_path: Path) -> None:
         two.do("limits", 10, 1)
         one.do("stage", "decode", "classify", 0.01)
         worker.do("add_model", "m", "classify")
-        worker.do("waited", "m", 0.02)
+        worker.do("queued", "m", 0.02)
         worker.do("batch", "m", 3, 0.5)
         for process in (one, two, worker):
             process.scrape()

@@ -45,7 +45,7 @@ def test_a_workers_names_are_the_contracts() -> None:
     """A worker exposes each of its metrics under the contract's name and labels, and without a GPU none of a GPU."""
     with metrics_process("worker") as worker:
         worker.do("add_model", "m", "classify")
-        worker.do("waited", "m", 0.01)
+        worker.do("queued", "m", 0.01)
         worker.do("batch", "m", 1, 0.01)
         scrape = worker.scrape()
     for name, labels in WORKER.items():
@@ -82,29 +82,6 @@ def test_what_was_full_is_the_reason(reason: Refusal) -> None:
     metrics.count_error(Overloaded("full", 1.0, reason))
     metrics.count_error(ImageUndecodable("no image"))
     assert registry.get_sample_value("convmlp_rejected_total", {"reason": reason}) == 1
-
-
-def test_every_image_of_a_batch_is_inferred_for_as_long_as_the_batch() -> None:
-    """Stage durations are per image; the device's busy time counts once a batch."""
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry, {"m": "detect"})
-    metrics.batch("m", 4, 0.25)
-    infer = {"stage": "infer", "task": "detect"}
-    assert registry.get_sample_value("convmlp_stage_duration_seconds_count", infer) == 4
-    assert registry.get_sample_value("convmlp_stage_duration_seconds_sum", infer) == 1.0
-    assert registry.get_sample_value("convmlp_device_busy_seconds_total", {"model": "m"}) == 0.25
-    assert registry.get_sample_value("convmlp_batch_size_bucket", {"model": "m", "le": "4.0"}) == 1
-    assert registry.get_sample_value("convmlp_batch_size_bucket", {"model": "m", "le": "3.0"}) == 0
-
-
-def test_a_batch_on_a_part_of_the_device_keeps_that_part_busy() -> None:
-    """Two batches that run side by side for a second, each on half of the device, are one busy second."""
-    registry = CollectorRegistry()
-    metrics = WorkerMetrics(registry, {"m": "detect"})
-    for _ in range(2):
-        metrics.batch("m", 4, 1.0, 0.5)
-    assert registry.get_sample_value("convmlp_device_busy_seconds_total", {"model": "m"}) == 1.0
-    assert registry.get_sample_value("convmlp_stage_duration_seconds_sum", {"stage": "infer", "task": "detect"}) == 8.0
 
 
 def test_the_best_batch_has_a_sample_while_its_model_is_served() -> None:

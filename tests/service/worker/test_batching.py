@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.types import ModelInput
-from service.worker.batching import BatchPlan, plan_batch
-from service.worker.dispatcher import make_batch
+from service.worker.batching import BatchPlan, make_batch, plan_batch
 from service.worker.runner import OutOfDeviceMemory
 from service.worker.types import RunningBatch
 from tests.service.worker.jobs import job

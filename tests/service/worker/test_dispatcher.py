@@ -15,7 +15,7 @@ from service.worker.dispatcher import Dispatcher
 from service.worker.queue import JobQueue
 from service.worker.runner import DeviceLost
 from tests.fakes import FakeRunner, fake_bundle
-from tests.service.worker.dispatcher_bench import SIDE, DispatcherBench
+from tests.service.worker.dispatcher_bench import FIRST, SIDE, DispatcherBench
 
 
 async def test_while_the_device_is_busy_the_next_batch_grows(bench: DispatcherBench) -> None:
@@ -29,6 +29,25 @@ async def test_while_the_device_is_busy_the_next_batch_grows(bench: DispatcherBe
     await bench.until(lambda: len(bench.results) == 6)
     assert [images for _, images in bench.runner.batches] == [1, 5]
     assert [bench.label(number) for number in range(6)] == [7, 10, 20, 30, 40, 50]
+
+
+async def test_every_image_of_a_batch_is_inferred_for_as_long_as_the_batch(bench: DispatcherBench) -> None:
+    """Stage durations are per image; the batch, and the device's busy time, count once."""
+    await bench.hold(0)
+    for number in range(1, 5):
+        bench.submit(number)
+    bench.each_takes(0.25)
+    bench.runner.unblocked.set()
+    await bench.until(lambda: len(bench.results) == 5)
+    value, infer, model = bench.registry.get_sample_value, {"stage": "infer", "task": "classify"}, {"model": FIRST}
+    seconds = bench.results[0].infer_s, bench.results[1].infer_s
+    assert seconds[1] == pytest.approx(1.0)
+    assert value("convmlp_stage_duration_seconds_count", infer) == 5
+    assert value("convmlp_stage_duration_seconds_sum", infer) == pytest.approx(seconds[0] + 4 * seconds[1])
+    assert value("convmlp_device_busy_seconds_total", model) == pytest.approx(sum(seconds))
+    assert value("convmlp_images_total", model) == 5
+    assert value("convmlp_batch_size_bucket", {**model, "le": "4.0"}) == 2
+    assert value("convmlp_batch_size_bucket", {**model, "le": "3.0"}) == 1
 
 
 async def test_a_cancelled_job_does_not_run(bench: DispatcherBench) -> None:

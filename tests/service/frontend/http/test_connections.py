@@ -20,9 +20,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import ConnectionEnd
-from service.frontend.http.connections import RESERVED, Connections
+from service.frontend.http.connections import MAX_HEAD_BYTES, RESERVED, Connections
 from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
-from service.frontend.http.refusals import MAX_HEAD_BYTES
 from service.frontend.http.server import Server, serve
 from service.observability.metrics import FrontEndMetrics
 from tests.service.frontend.rest_server import problem_of

@@ -17,10 +17,9 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.frontend.core.request_log import RequestLog
-from service.frontend.http.connections import Connections
+from service.frontend.http.connections import MAX_HEAD_BYTES, Connections
 from service.frontend.http.middleware import HttpRequest
 from service.frontend.http.protocol import CONNECTION, BoundedHttp, HttpService
-from service.frontend.http.refusals import MAX_HEAD_BYTES
 from service.frontend.http.server import Server
 from service.observability.metrics import FrontEndMetrics
 from service.observability.tracing import NO_TRACING
