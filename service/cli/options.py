@@ -27,6 +27,26 @@ parameter_flag = partial(typer.Option, rich_help_panel=PARAMETERS)
 backend_flag = partial(typer.Option, rich_help_panel=BACKEND)
 output_flag = partial(typer.Option, rich_help_panel=OUTPUT)
 
+
+# Shells complete these; their modules are imported for that alone.
+def _forms() -> list[str]:
+    from service.cli.printers import Form
+
+    return list(Form)
+
+
+def _mask_formats() -> list[str]:
+    from model.postprocess.masks import MaskFormat
+
+    return list(MaskFormat)
+
+
+def _views() -> list[str]:
+    from service.frontend.core.parameters import View
+
+    return list(View)
+
+
 Images = Annotated[
     list[str],
     typer.Argument(
@@ -75,7 +95,11 @@ TileOverlap = Annotated[
 Masks = Annotated[bool | None, parameter_flag("--masks/--no-masks", help="Whether to return masks.")]
 MaskFormat = Annotated[
     str | None,
-    parameter_flag(metavar="FORMAT", help="Format of masks in --json: rle, png, polygon or none. Default: rle."),
+    parameter_flag(
+        metavar="FORMAT",
+        autocompletion=_mask_formats,
+        help="Format of masks in --json: rle, png, polygon or none. Default: rle.",
+    ),
 ]
 Url = Annotated[
     str,
@@ -100,6 +124,7 @@ FormOption = Annotated[
     output_flag(
         "--format",
         metavar="FORMAT",
+        autocompletion=_forms,
         help="table: of one image, and a line for each of several; csv: a row for each label, detection or segment; "
         "jsonl: a line of JSON for each image; coco: COCO's data set, of detections or segments. Default: table.",
     ),
@@ -116,6 +141,7 @@ ShownView = Annotated[
     output_flag(
         "--view",
         metavar="VIEW",
+        autocompletion=_views,
         help="With --save: instead of a drawing a PNG with the class of each pixel (labelmap), the same in colours "
         "(colors), or with its confidence, 0 to 255 (confidence).",
     ),

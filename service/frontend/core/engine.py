@@ -252,9 +252,9 @@ class Engine:
         ready_s = prepared_s + infer_s if prepared_s else 0.0
         return self._workers.reserve(model, preparing.deadline_s, ready_s, post_s, images)
 
-    def resolve(self, task: Task, name: str | None) -> ModelStatus:
+    def resolve(self, task: Task, name: str | None, purpose: str = "") -> ModelStatus:
         """The model that answers a request: the named one, or the first of its task; of several versions the one that
-        the split gives it.
+        the split gives it. `purpose`: what the request is for, in errors, where that is not the task.
 
         Raises:
             ModelNotFound: no such model or version, or no model of this task.
@@ -271,7 +271,7 @@ class Engine:
         model = route.only or self._chosen(route)
         if model.config.task != task:
             raise BadParameter(
-                f"model {name!r} is for {model.config.task.value!r}, not for {task.value!r}; "
+                f"model {name!r} is for {model.config.task.value!r}, not for {purpose or task.value!r}; "
                 f"leave `model` out or name one for {task.value!r}: {self._names(task)}",
                 "model",
             )

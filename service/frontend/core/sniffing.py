@@ -24,7 +24,7 @@ MIN_STRIPPED_BYTES = 2**10
 MAX_STRIPPED_BYTES = 2**16
 """Searched for them at most, because this runs on the event loop."""
 
-_URL = re.compile(rb"(?:https?|ftp|file|s3|gs)://", re.IGNORECASE)
+_URL = re.compile(rb"[a-z][a-z0-9+.-]{0,31}://", re.IGNORECASE)
 _HTML = re.compile(rb"<(?:!doctype html|html|head|body|title|script|meta)\b", re.IGNORECASE)
 _MULTIPART = re.compile(rb"--[^\r\n]{1,200}\r?\ncontent-", re.IGNORECASE)
 _FORM = re.compile(rb"(?:images?|files?|inputs|data|url)(?:%5B%5D|\[\])?=", re.IGNORECASE)

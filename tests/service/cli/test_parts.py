@@ -98,6 +98,9 @@ def test_a_shell_completes_commands_flags_and_choices() -> None:
     assert completed("convmlp grpc --http-t") == []
     assert completed("convmlp worker --device cpu --log-format ") == ["console", "json"]
     assert completed("convmlp detect --max-d") == ["--max-detections"]
+    assert completed("convmlp detect --format ") == ["table", "csv", "jsonl", "coco"]
+    assert completed("convmlp detect --mask-format p") == ["png", "polygon"]
+    assert completed("convmlp segment --view l") == ["labelmap"]
 
 
 def test_the_script_for_a_shell_is_printed() -> None:

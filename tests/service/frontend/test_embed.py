@@ -95,7 +95,7 @@ async def test_a_bad_image_costs_only_its_place(pair: PairAtWork) -> None:
     ("query", "status", "words"),
     [
         ("?model=nothing", 404, "fake_classify"),
-        ("?model=fake_detect", 422, "'detect'"),
+        ("?model=fake_detect", 422, "is for 'detect', not for 'embed'; leave"),
         ("?normalize=yes", 422, "true or false"),
         ("?encoding=hex", 422, "json, base64"),
         ("?top_k=3", 422, "model, normalize, encoding"),

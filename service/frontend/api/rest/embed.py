@@ -47,7 +47,7 @@ class Embed(ModelEndpoint[EmbedQuery]):
         super().__init__(EMBED, read_embed_query, engine, auth, settings)
 
     def _resolve(self, query: EmbedQuery, record: RequestRecord) -> ModelStatus:
-        model = self._engine.resolve(Task.CLASSIFY, query.model)
+        model = self._engine.resolve(Task.CLASSIFY, query.model, EMBED)
         record.model = model.config.name
         return model
 

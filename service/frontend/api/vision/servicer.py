@@ -85,7 +85,7 @@ class Vision:
                 self._auth.admit(Caller(record.caller))
             self._engine.bodies.take(record, nbytes)
             params = read_params(message)
-            model = self._engine.resolve(method.task, params.model)
+            model = self._engine.resolve(method.task, params.model, method.label)
             record.model = model.config.name
             image = message.image
             if message.image_url:

@@ -22,6 +22,7 @@ JPEG = picture(30, width=400, height=300, form="JPEG")
         (b"https://example.org/cat.jpg", "a URL"),
         (b"HTTP://EXAMPLE.ORG/cat.jpg?size=2\n", "a URL"),
         (b"s3://bucket/cat.jpg", "a URL"),
+        (b"gopher://example.org/0cat.jpg", "a URL"),
         (b"data:image/png;base64,AAAA", "a data: URL"),
         (b"<!DOCTYPE html><title>404</title>", "an HTML page"),
         (b"\xef\xbb\xbf\r\n  <html lang=en>", "an HTML page"),
