@@ -75,7 +75,6 @@ SERIAL = (
     "compose",
     "gpu",
     # Rates, and the lag of an event loop, are measured.
-    "service/cli/test_bench.py",
     "service/frontend/test_largest_bodies.py",
 )
 SLOW = (
