@@ -9,6 +9,8 @@ import zipfile
 from io import BytesIO
 from pathlib import Path
 
+import numpy as np
+import pycocotools.mask
 import pytest
 from PIL import Image
 from playwright.async_api import Browser
@@ -195,6 +197,28 @@ async def test_the_drawing_follows_the_window(browser: Browser, tmp_path: Path) 
             await tab.page.get_by_role("button", name="Save drawing").click()
         with Image.open(await (await saved.value).path()) as opened:
             assert opened.size == (2000, 1200)
+
+
+async def test_masks_are_drawn_as_coco_decodes_them(browser: Browser) -> None:
+    """In any size each pixel of the screen has the nearest pixel of the mask."""
+    script = """(async ({ mask, width, height }) => {
+      const { fillMask } = await import("/web/playground/rle.js");
+      const pixels = new Uint8Array(width * height);
+      fillMask(pixels, width, height, mask, 1);
+      return [...pixels];
+    })(%s)"""
+    random = np.random.default_rng(0)
+    async with open_rest() as rest, open_tab(browser) as tab:
+        await open_playground(tab, rest)
+        masks = [(37, 53, 0.5), (37, 53, 0.02), (1, 90, 0.5), (90, 1, 0.5), (8, 8, 1.0), (8, 8, 0.0)]
+        for height, width, density in masks:
+            mask = np.asfortranarray(random.random((height, width)) < density, np.uint8)
+            counts = pycocotools.mask.encode(mask)["counts"].decode()
+            for rows, columns in [(height, width), (20, 31), (113, 160), (1, 1)]:
+                size = {"mask": {"size": [height, width], "counts": counts}, "width": columns, "height": rows}
+                drawn = np.array(await tab.run(script % json.dumps(size))).reshape(rows, columns)
+                nearest = [((np.arange(n) + 0.5) * of / n).astype(int) for n, of in ((rows, height), (columns, width))]
+                assert (drawn == mask[np.ix_(*nearest)]).all()
 
 
 async def test_errors_are_shown_and_leave_nothing_behind(browser: Browser, tmp_path: Path) -> None:

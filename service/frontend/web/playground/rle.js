@@ -19,7 +19,10 @@ export function runs(counts) {
   return lengths;
 }
 
-/** Set the pixels of a mask of `size` [height, width] to `value` in `pixels` of `width` × `height`, row by row: each shows the nearest pixel of the mask. */
+/**
+ * Set the pixels of a mask of `size` [height, width] to `value` in `pixels` of `width` × `height`, row by row. Each pixel
+ * shows the nearest one of the mask.
+ */
 export function fillMask(pixels, width, height, { size: [sourceHeight, sourceWidth], counts }, value) {
   const firstAtOrBelow = (y) => Math.ceil((y * height) / sourceHeight - 0.5);
   const lengths = runs(counts);
